@@ -13,6 +13,7 @@ import numpy as np
 
 from fedlearn.data.cell_formats import PLAIN, TEXT, CellFormat, NumberFormat, TextFormat
 from fedlearn.data.levels import UNKNOWN, level_numbers
+from fedlearn.data.scripts import bag_of_words
 from fedlearn.data.tables import Table, to_numbers
 from fedlearn.errors import is_count, is_number
 
@@ -152,6 +153,8 @@ class Category:
 class HashedText:
     """Count the hashed words of a column of text, as a vector of unit length. No vocabulary is learned.
 
+    `fedlearn.data.scripts.bag_of_words` states the words, also for scripts without spaces.
+
     Args:
         name: name of the column.
         num_features: number of features, >= 1.
@@ -175,7 +178,8 @@ class HashedText:
         from sklearn.feature_extraction.text import HashingVectorizer
 
         texts = ["" if cell is None else str(cell) for cell in table.columns[self.name]]
-        hashed = HashingVectorizer(n_features=self.num_features, dtype=np.float32).transform(texts)
+        words = HashingVectorizer(n_features=self.num_features, dtype=np.float32, analyzer=bag_of_words)
+        hashed = words.transform(texts)
         return np.asarray(hashed.toarray())
 
 

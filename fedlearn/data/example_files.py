@@ -19,7 +19,15 @@ from fedlearn.data.arrow_tables import from_arrow, open_parquet
 from fedlearn.data.download.decompress import open_decompressed
 from fedlearn.data.folder_layout import is_system_file
 from fedlearn.data.images import is_image, read_images
-from fedlearn.data.inputs import CharacterInputs, ImageInputs, Inputs, TableInputs, TextInputs, model_inputs
+from fedlearn.data.inputs import (
+    CharacterInputs,
+    ImageInputs,
+    Inputs,
+    TableInputs,
+    TextColumnInputs,
+    TextInputs,
+    model_inputs,
+)
 from fedlearn.data.levels import to_category
 from fedlearn.data.tables import Table, check_header, is_table, read_table
 from fedlearn.data.text_files import read_text_batches
@@ -67,7 +75,7 @@ def read_batches(
         )
     if path.suffix in (".npy", ".npz"):
         yield from _array_batches(path, inputs.input_shape, batch_size)
-    elif isinstance(inputs, TableInputs):
+    elif isinstance(inputs, TableInputs | TextColumnInputs):
         for table in read_table_batches(path, batch_size):
             x = inputs.transform(table, allow_unknown=allow_unknown, allow_missing=allow_missing)
             yield InputBatch(x=x, table=table)

@@ -210,6 +210,52 @@ class TextInputs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextColumnInputs:
+    """Turn the texts in columns of a table into token numbers. The texts of several columns are joined by a line break.
+
+    Args:
+        columns: names of the columns, in this order.
+        tokenizer: tokenizer with its hash.
+    """
+
+    columns: tuple[str, ...]
+    tokenizer: HashingTokenizer
+    kind: ClassVar[str] = "text columns"
+
+    def __post_init__(self) -> None:
+        are_names = isinstance(self.columns, tuple) and all(isinstance(name, str) and name for name in self.columns)
+        if not self.columns or not are_names or not isinstance(self.tokenizer, HashingTokenizer):
+            raise ValueError("wrong columns or a wrong tokenizer")
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one model input, without the batch axis."""
+        return (self.tokenizer.length,)
+
+    def transform(
+        self, table: Table, *, allow_unknown: bool = False, allow_missing: bool = False, unknown_fix: str = ""
+    ) -> np.ndarray:
+        """Return the model inputs ``(N, T)`` int32. A missing text is empty.
+
+        Args:
+            table: rows, with the columns in any order.
+            allow_unknown: without effect, because all words have a number.
+            allow_missing: whether an absent column counts as missing in all rows. If not, it is an error.
+            unknown_fix: without effect.
+
+        Raises:
+            DataError: a column is absent.
+            MissingExtra: the library tokenizers is not installed.
+        """
+        for name in self.columns:
+            if name not in table.columns and not allow_missing:
+                raise missing_column(table, name, self.columns, can_be_missing=True)
+        cells = [table.columns.get(name, np.full(len(table), None, object)) for name in self.columns]
+        present = [[str(cell) for cell in row if cell is not None] for row in zip(*cells, strict=True)]
+        return self.tokenizer.encode(["\n".join(texts) for texts in present])
+
+
+@dataclass(frozen=True, kw_only=True)
 class CharacterInputs:
     """Turn text into character numbers, for a language model.
 
@@ -262,7 +308,7 @@ class ArrayInputs:
         return model_inputs(x, self.shape)
 
 
-Inputs = TableInputs | ImageInputs | TextInputs | CharacterInputs | ArrayInputs
+Inputs = TableInputs | ImageInputs | TextInputs | TextColumnInputs | CharacterInputs | ArrayInputs
 
 
 def model_inputs(x: np.ndarray, shape: tuple[int, ...], *, source: str = "the array") -> np.ndarray:

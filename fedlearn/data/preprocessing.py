@@ -22,7 +22,15 @@ from fedlearn.core.tasks import Task, TaskField
 from fedlearn.core.tasks.base import single_output
 from fedlearn.data.cell_formats import DateFormat, NumberFormat, TextFormat
 from fedlearn.data.column_types import Category, HashedText, Number
-from fedlearn.data.inputs import ArrayInputs, CharacterInputs, ImageInputs, Inputs, TableInputs, TextInputs
+from fedlearn.data.inputs import (
+    ArrayInputs,
+    CharacterInputs,
+    ImageInputs,
+    Inputs,
+    TableInputs,
+    TextColumnInputs,
+    TextInputs,
+)
 from fedlearn.data.text_tokenizers import CharacterEncoding, HashingTokenizer, WordPieceTokenizer
 from fedlearn.errors import DataError, is_number
 
@@ -154,7 +162,10 @@ _KINDS: Mapping[str, type[Any]] = {
     "hashed text": HashedText,
     **{kind.kind: kind for kind in (NumberFormat, DateFormat, TextFormat)},
     "character encoding": CharacterEncoding,
-    **{kind.kind: kind for kind in (TableInputs, ImageInputs, TextInputs, CharacterInputs, ArrayInputs)},
+    **{
+        kind.kind: kind
+        for kind in (TableInputs, ImageInputs, TextInputs, TextColumnInputs, CharacterInputs, ArrayInputs)
+    },
     **{kind.kind: kind for kind in (HashingTokenizer, WordPieceTokenizer)},
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}

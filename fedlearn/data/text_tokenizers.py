@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fedlearn.data.download import open_decompressed
+from fedlearn.data.scripts import UNSPACED
 from fedlearn.errors import DataError, MissingExtra, is_count, require
 
 REPLACEMENTS = {r"https?://\S+": "url", r"\d+": "0"}  # all matches of a pattern become one word
@@ -41,7 +42,8 @@ class HashingTokenizer:
 
     The numbers are public and equal at every node, and no statistics of the texts are needed.
 
-    Text is normalized and split into words as for BERT uncased, by the tokenizers library. All links become one word,
+    Text is normalized and split into words as for BERT uncased, by the tokenizers library. In a script without spaces,
+    such as Chinese, Japanese or Thai, each character is a word. All links become one word,
     and all numbers another. Several words may share one token number. This costs little: by default, words have 8,191
     numbers, and about 5,000 words make up nearly all of a corpus.
 
@@ -60,7 +62,7 @@ class HashingTokenizer:
 
     vocab_size: int = 8192
     length: int = 40
-    kind: ClassVar[str] = "hashed words, version 1"  # BERT uncased words, CRC-32, `REPLACEMENTS`
+    kind: ClassVar[str] = "hashed words, version 2"  # BERT uncased words, CRC-32, `REPLACEMENTS`
 
     def __post_init__(self) -> None:
         at_least_two = is_count(self.vocab_size, at_least=2)
@@ -75,12 +77,13 @@ class HashingTokenizer:
         """
         try:
             from tokenizers import Regex, normalizers
-            from tokenizers.pre_tokenizers import BertPreTokenizer
+            from tokenizers.pre_tokenizers import BertPreTokenizer, Split
+            from tokenizers.pre_tokenizers import Sequence as PreTokenizerSequence
         except ImportError as error:
             raise MissingExtra("scenario", "text") from error
         replacements = [normalizers.Replace(Regex(pattern), token) for pattern, token in REPLACEMENTS.items()]
         normalizer = normalizers.Sequence([*replacements, normalizers.BertNormalizer()])
-        splitter = BertPreTokenizer()
+        splitter = PreTokenizerSequence([Split(Regex(f"[{UNSPACED}]"), "isolated"), BertPreTokenizer()])
         tokens_NT = np.zeros((len(texts), self.length), np.int32)
         for row_T, text in zip(tokens_NT, texts, strict=True):
             words = splitter.pre_tokenize_str(normalizer.normalize_str(text))[: self.length]

@@ -20,7 +20,15 @@ from fedlearn.callbacks.run_history import metric_values, read_history
 from fedlearn.core import checkpoint as checkpoints
 from fedlearn.core.layout import Layout
 from fedlearn.data.example_files import InputBatch, read_batches
-from fedlearn.data.inputs import ArrayInputs, ImageInputs, Inputs, TableInputs, TextInputs, model_inputs
+from fedlearn.data.inputs import (
+    ArrayInputs,
+    ImageInputs,
+    Inputs,
+    TableInputs,
+    TextColumnInputs,
+    TextInputs,
+    model_inputs,
+)
 from fedlearn.data.preprocessing import Preprocessing, Target
 from fedlearn.data.tables import table_from_columns
 from fedlearn.errors import DataError, FedlearnError, is_count, is_number, require
@@ -205,7 +213,7 @@ class TrainedModel:
 
     def _transform(self, data: Any, *, allow_unknown: bool, allow_missing: bool) -> np.ndarray:
         inputs = self.inputs
-        if isinstance(inputs, TableInputs) and _has_columns(data):
+        if isinstance(inputs, TableInputs | TextColumnInputs) and _has_columns(data):
             table = table_from_columns(data)
             return inputs.transform(table, allow_unknown=allow_unknown, allow_missing=allow_missing)
         if isinstance(inputs, ImageInputs) and isinstance(data, np.ndarray) and data.dtype == np.uint8:
@@ -213,7 +221,11 @@ class TrainedModel:
         if isinstance(inputs, TextInputs) and _are_texts(data):
             return inputs.transform(data)
         if not isinstance(data, np.ndarray):
-            expected = {"table": "a data frame or a mapping of columns", "texts": "a list of texts"}.get(inputs.kind)
+            expected = {
+                "table": "a data frame or a mapping of columns",
+                "text columns": "a data frame",
+                "texts": "a list of texts",
+            }.get(inputs.kind)
             problem = f"the examples are a {type(data).__name__}"
             raise DataError(
                 f"{problem}\n  expected  {expected or 'an array'}, a path, or an array of model inputs\n"

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from fedlearn.advice import assignment
-from fedlearn.data.column_types import HashedText
 from fedlearn.data.contents import CLASS_COLUMN, Contents
 from fedlearn.data.data_check.run_check import check_run
 from fedlearn.data.digests import digests_of_images, digests_of_table
@@ -27,23 +26,20 @@ from fedlearn.data.from_arrays import from_rows
 from fedlearn.data.held_out_columns import HeldOutColumns, held_out_columns
 from fedlearn.data.hugging_face import HUB_PREFIX, read_hub
 from fedlearn.data.image_folders import ImageSettings
-from fedlearn.data.inputs import ImageInputs, TableInputs
+from fedlearn.data.inputs import ImageInputs, TableInputs, TextColumnInputs
 from fedlearn.data.levels import to_categories, to_category
 from fedlearn.data.partition import Natural, Partition, Time, as_partition, partition_rows
 from fedlearn.data.preprocessing import Preprocessing, Target
 from fedlearn.data.row_splits import held_out_table, leakage_note, split_contents, split_settings_of
-from fedlearn.data.table_settings import TableSettings, table_settings
+from fedlearn.data.table_settings import TableSettings, as_items, table_settings
 from fedlearn.data.tables import Table, drop_columns, to_numbers
 from fedlearn.data.target_columns import declared_target, read_targets, target_names
 from fedlearn.data.typed_tables import short_notes, type_table
 from fedlearn.errors import DataError, SettingError, require
-from fedlearn.loop.local_defaults import declares_local_defaults
 from fedlearn.loop.scenario import Network, Scenario, declares_model
-from simulations.models import build_trainer, network_of
 from simulations.scenarios.folder_defaults import folder_defaults
+from simulations.scenarios.folder_texts import LENGTH, network_for, text_inputs, trainer_for
 from simulations.scenarios.mask_folder import MaskSettings, mask_folder
-
-NUM_TEXT_FEATURES = 4096  # hashed words of a text; hashing needs no common vocabulary
 
 
 def declared_model(settings: Mapping[str, Any]) -> tuple[Preprocessing, Network] | None:
@@ -59,16 +55,15 @@ def declared_model(settings: Mapping[str, Any]) -> tuple[Preprocessing, Network]
     if target is None or not has_inputs or found is None:
         return None
     features = _without(scales, settings), _without(settings.get("categories") or {}, settings)
-    columns = (
-        (HashedText(name=text, num_features=NUM_TEXT_FEATURES),)
-        if text
-        else declared_columns(*features, stated.formats)
-    )
     (task, classes), label = found, ", ".join(target_names(target))
     centre, spread = map(float, scales.get(label, (0, 1))) if task.name == "regression" else (0.0, 1.0)
-    inputs = TableInputs(columns=columns)
+    inputs: TableInputs | TextColumnInputs
+    if text is not None:
+        inputs, _ = text_inputs(as_items(text), settings.get("model"), settings.get("text_length") or LENGTH)
+    else:
+        inputs = TableInputs(columns=declared_columns(*features, stated.formats))
     described = Target(name=label, task=task, classes=classes, centre=centre, spread=spread)
-    return Preprocessing(inputs=inputs, target=described), _network(inputs.input_shape)
+    return Preprocessing(inputs=inputs, target=described), network_for(inputs)
 
 
 def _without(columns: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,11 +71,6 @@ def _without(columns: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[st
     return {name: value for name, value in columns.items() if name not in left_out}
 
 
-def _network(input_shape: tuple[int, ...]) -> Network:
-    return network_of(input_shape=input_shape, hidden=(32,))
-
-
-@declares_local_defaults(folder_defaults)
 @declares_model(declared_model)
 def folder(
     *,
@@ -95,7 +85,8 @@ def folder(
     clients: Sequence[Any] | None = None,
     schema: str | None = None,
     ignore: Sequence[str] | None = None,
-    text: str | None = None,
+    text: str | Sequence[str] | None = None,
+    text_length: int = LENGTH,
     scale: str = "federated",
     scales: Mapping[str, Sequence[float]] | None = None,
     categories: Mapping[str, Sequence[Any]] | None = None,
@@ -145,7 +136,10 @@ def folder(
         schema: YAML file that states the types, units, levels and roles of all columns; None detects the types. See
             `fedlearn.data.schema`.
         ignore: columns to leave out, e.g. patient numbers.
-        text: column of text to learn from, instead of all others. Its words are hashed to 4,096 features.
+        text: column of text to learn from, or columns, instead of all others. The words of each column are hashed to
+            4,096 features. A text model reads hashed tokens in order: ``cnn``, ``bilstm``, ``lstm``, ``gru`` or
+            ``transformer``.
+        text_length: tokens of a text for a text model; longer texts are cut.
         scale: ``federated``, ``none``, or ``constants``: ``(value - centre) / spread`` with the numbers in ``scales``.
         scales: column -> (centre, spread), for ``constants``; also for the target of a regression.
         categories: column -> values; each value becomes a feature. With ``federated`` the statistics round counts the
@@ -249,7 +243,9 @@ def folder(
         if scaled
         else EncodingResult()
     )
-    inputs, description = _inputs(contents, columns, text, fitted_encoding, window)
+    inputs, description = _inputs(
+        contents, columns, text, fitted_encoding, window, model=model, text_length=text_length
+    )
     x = _features(contents, columns, inputs, fitted_encoding)
     centre, spread = fitted_encoding.scale(label)
     if label in scaled:
@@ -263,7 +259,7 @@ def folder(
         source=" · ".join(filter(None, (Path(str(path)).name, *notes, *short_notes(contents.table), description))),
     )
     data = data if deployed else data.hold_out(parts.held_out_clients)
-    fitted, line = build_trainer(model, data, input_shape=x.shape[1:], hidden=(32,), framework=framework, device=device)
+    fitted, line = trainer_for(inputs, model, data, framework=framework, device=device)
     return Scenario(
         name="folder",
         data=data,
@@ -275,7 +271,7 @@ def folder(
         preprocessing=Preprocessing(
             inputs=inputs, target=Target(name=label, task=kind, classes=targets.classes, centre=centre, spread=spread)
         ),
-        network=_network(inputs.input_shape),
+        network=network_for(inputs),
         data_digests=_digests(contents),
         held_out_table=held_out_table(contents.table, test, client_names),
         held_out_columns=_held_out_columns(contents, test, str(path), client, ignore or ()),
@@ -391,16 +387,23 @@ def _noise(
 
 
 def _inputs(
-    contents: Contents, columns: Table, text: str | None, fitted: EncodingResult, window: Sequence[float] | None
-) -> tuple[TableInputs | ImageInputs, str]:
+    contents: Contents,
+    columns: Table,
+    text: str | Sequence[str] | None,
+    fitted: EncodingResult,
+    window: Sequence[float] | None,
+    *,
+    model: Any,
+    text_length: int,
+) -> tuple[TableInputs | TextColumnInputs | ImageInputs, str]:
     """Return the inputs, and their description for the header."""
     if contents.images is not None:
         return fit_images(contents.images, window)
     require(window is None, "window", window, "null, because these data have no images", "window=null")
     if text is not None:
-        columns.column(text, "scenario.text")
-        hashed = HashedText(name=text, num_features=NUM_TEXT_FEATURES)
-        return TableInputs(columns=(hashed,)), f"words of {text}, hashed"
+        for name in as_items(text):
+            columns.column(name, "scenario.text")
+        return text_inputs(as_items(text), model, text_length)
     if not columns.columns:
         raise DataError("scenario.ignore leaves out all columns\n  try       'scenario.ignore=[]'")
     encoded = tuple(column for column in fitted.columns if column.name in columns.columns)
@@ -408,7 +411,7 @@ def _inputs(
 
 
 def _features(
-    contents: Contents, columns: Table, inputs: TableInputs | ImageInputs, fitted: EncodingResult
+    contents: Contents, columns: Table, inputs: TableInputs | TextColumnInputs | ImageInputs, fitted: EncodingResult
 ) -> np.ndarray:
     """Return the model inputs of all rows."""
     if isinstance(inputs, ImageInputs):

@@ -13,7 +13,7 @@ from fedlearn.core.federated_data import FederatedData
 from fedlearn.loop.protocols import Trainer
 from simulations.models.twins import build_named_trainer
 
-TEXT_CLASSIFIERS = ("cnn", "bilstm", "transformer")  # one output per text
+TEXT_CLASSIFIERS = ("cnn", "bilstm", "lstm", "gru", "transformer")  # one output per text
 LANGUAGE_MODELS = ("lstm", "gru", "transformer")  # one output per position, for the next token
 
 
@@ -23,7 +23,8 @@ def build_text_classifier(
     """Build a trainer for a text classifier, and describe the model in one line.
 
     Args:
-        model: ``cnn``, ``bilstm``, ``transformer``, or a module with inputs ``(B, length)``, the token numbers.
+        model: ``cnn``, ``bilstm``, ``lstm``, ``gru``, ``transformer``, or a module with inputs ``(B, length)``, the
+            token numbers.
         data: data set that defines the task and the number of classes.
         vocab_size: number of tokens; token numbers are below it, and 0 is padding.
         length: number of tokens of a text, including padding.

@@ -135,6 +135,24 @@ class BiLstm(nn.Module):
         return nn.Dense(self.num_outputs, name="out")(_mean(jnp.concatenate([forth, back], axis=2), real_BT))
 
 
+class RecurrentClassifier(nn.Module):
+    """An LSTM or a GRU from the start of the text, a mean over the text, then an affine map."""
+
+    vocab_size: int
+    num_outputs: int
+    width: int
+    hidden: int
+    num_gates: int
+
+    @nn.compact
+    def __call__(self, x_BT: jax.Array) -> jax.Array:
+        """Map token numbers ``(B, T)`` to outputs ``(B, C)``."""
+        tokens_BT, real_BT = _read(x_BT)
+        x_BTE = nn.Embed(self.vocab_size, self.width, name="embed")(tokens_BT)
+        h_BTH = Recurrent(self.hidden, self.num_gates, name="forth")(x_BTE, real_BT)
+        return nn.Dense(self.num_outputs, name="out")(_mean(h_BTH, real_BT))
+
+
 class Encoder(nn.Module):
     """Transformer blocks with sinusoidal positions, a mean over the text, then an affine map."""
 
@@ -199,6 +217,16 @@ def cnn(vocab_size: int, num_outputs: int) -> nn.Module:
 def bilstm(vocab_size: int, num_outputs: int) -> nn.Module:
     """Return a bidirectional LSTM of width 64."""
     return BiLstm(vocab_size, num_outputs, width=64, hidden=64)
+
+
+def lstm(vocab_size: int, num_outputs: int) -> nn.Module:
+    """Return an LSTM of width 64."""
+    return RecurrentClassifier(vocab_size, num_outputs, width=64, hidden=64, num_gates=4)
+
+
+def gru(vocab_size: int, num_outputs: int) -> nn.Module:
+    """Return a GRU of width 64."""
+    return RecurrentClassifier(vocab_size, num_outputs, width=64, hidden=64, num_gates=3)
 
 
 def transformer(vocab_size: int, num_outputs: int) -> nn.Module:

@@ -136,6 +136,21 @@ class BiLstm(nn.Module):
         return self.out(_mean(torch.cat([self.forth(x_BTE, real_BT), self.back(x_BTE, real_BT)], dim=2), real_BT))
 
 
+class RecurrentClassifier(nn.Module):
+    """An LSTM or a GRU from the start of the text, a mean over the text, then an affine map."""
+
+    def __init__(self, vocab_size: int, num_outputs: int, width: int, hidden: int, num_gates: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocab_size, width)
+        self.forth = Recurrent(width, hidden, num_gates)
+        self.out = nn.Linear(hidden, num_outputs)
+
+    def forward(self, x_BT: torch.Tensor) -> torch.Tensor:
+        """Map token numbers ``(B, T)`` to outputs ``(B, C)``."""
+        tokens_BT, real_BT = _read(x_BT)
+        return self.out(_mean(self.forth(self.embed(tokens_BT), real_BT), real_BT))
+
+
 class Encoder(nn.Module):
     """Transformer blocks with sinusoidal positions, a mean over the text, then an affine map.
 
@@ -203,6 +218,16 @@ def cnn(vocab_size: int, num_outputs: int) -> nn.Module:
 def bilstm(vocab_size: int, num_outputs: int) -> nn.Module:
     """Return a bidirectional LSTM of width 64."""
     return BiLstm(vocab_size, num_outputs, width=64, hidden=64)
+
+
+def lstm(vocab_size: int, num_outputs: int) -> nn.Module:
+    """Return an LSTM of width 64."""
+    return RecurrentClassifier(vocab_size, num_outputs, width=64, hidden=64, num_gates=4)
+
+
+def gru(vocab_size: int, num_outputs: int) -> nn.Module:
+    """Return a GRU of width 64."""
+    return RecurrentClassifier(vocab_size, num_outputs, width=64, hidden=64, num_gates=3)
 
 
 def transformer(vocab_size: int, num_outputs: int) -> nn.Module:

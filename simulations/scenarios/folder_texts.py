@@ -1,0 +1,60 @@
+"""Choose the inputs and the model for columns of text: hashed words, or tokens in order for a text model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fedlearn.core.federated_data import FederatedData
+from fedlearn.data.column_types import HashedText
+from fedlearn.data.inputs import TableInputs, TextColumnInputs
+from fedlearn.data.text_tokenizers import HashingTokenizer
+from fedlearn.loop.protocols import Trainer
+from fedlearn.loop.scenario import Network
+from simulations.models import build_trainer, network_of
+from simulations.models.text import TEXT_CLASSIFIERS, build_text_classifier
+
+NUM_TEXT_FEATURES = 4096  # hashed words of a text; hashing needs no common vocabulary
+VOCAB_SIZE = 8192  # hashed tokens of a text model
+LENGTH = 128  # tokens of a text
+
+
+def text_inputs(columns: Sequence[str], model: Any, length: int = LENGTH) -> tuple[TableInputs | TextColumnInputs, str]:
+    """Return the inputs of columns of text, and their description for the header.
+
+    Args:
+        columns: names of the columns.
+        model: name or module of the model. A text model reads tokens in order, and other models count words.
+        length: tokens of a text for a text model; longer texts are cut.
+    """
+    shown = " and ".join(columns)
+    if not is_text_model(model):
+        hashed = tuple(HashedText(name=name, num_features=NUM_TEXT_FEATURES) for name in columns)
+        return TableInputs(columns=hashed), f"words of {shown}, hashed"
+    tokenizer = HashingTokenizer(vocab_size=VOCAB_SIZE, length=length)
+    return TextColumnInputs(columns=tuple(columns), tokenizer=tokenizer), f"first {length} tokens of {shown}, hashed"
+
+
+def is_text_model(model: Any) -> bool:
+    """Return whether a model reads tokens in order."""
+    return isinstance(model, str) and model in TEXT_CLASSIFIERS
+
+
+def network_for(inputs: Any) -> Network:
+    """Return the description of the network for some inputs, to build it again without data."""
+    if isinstance(inputs, TextColumnInputs):
+        name = f"{build_text_classifier.__module__}.{build_text_classifier.__name__}"
+        return Network(builder=name, arguments=_sizes(inputs))
+    return network_of(input_shape=inputs.input_shape, hidden=(32,))
+
+
+def trainer_for(inputs: Any, model: Any, data: FederatedData, **backend: Any) -> tuple[Trainer, str]:
+    """Return the trainer of a model for some inputs, and its description in one line."""
+    if isinstance(inputs, TextColumnInputs):
+        sizes = _sizes(inputs)
+        return build_text_classifier(model, data, vocab_size=sizes["vocab_size"], length=sizes["length"], **backend)
+    return build_trainer(model, data, input_shape=inputs.input_shape, hidden=(32,), **backend)
+
+
+def _sizes(inputs: TextColumnInputs) -> dict[str, int]:
+    return {"vocab_size": inputs.tokenizer.vocab_size, "length": inputs.tokenizer.length}
