@@ -13,7 +13,7 @@ import numpy as np
 
 from fedlearn.data.cell_formats import PLAIN, TEXT, CellFormat, NumberFormat, TextFormat
 from fedlearn.data.levels import UNKNOWN, level_numbers
-from fedlearn.data.scripts import bag_of_words
+from fedlearn.data.scripts import text_tokens
 from fedlearn.data.tables import Table, to_numbers
 from fedlearn.errors import is_count, is_number
 
@@ -153,7 +153,7 @@ class Category:
 class HashedText:
     """Count the hashed words of a column of text, as a vector of unit length. No vocabulary is learned.
 
-    `fedlearn.data.scripts.bag_of_words` states the words, also for scripts without spaces.
+    `fedlearn.data.scripts.text_tokens` states the words, also for scripts without spaces.
 
     Args:
         name: name of the column.
@@ -178,7 +178,7 @@ class HashedText:
         from sklearn.feature_extraction.text import HashingVectorizer
 
         texts = ["" if cell is None else str(cell) for cell in table.columns[self.name]]
-        words = HashingVectorizer(n_features=self.num_features, dtype=np.float32, analyzer=bag_of_words)
+        words = HashingVectorizer(n_features=self.num_features, dtype=np.float32, analyzer=text_tokens)
         hashed = words.transform(texts)
         return np.asarray(hashed.toarray())
 

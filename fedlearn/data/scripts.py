@@ -13,12 +13,12 @@ _RUN = re.compile(f"[{UNSPACED}]+")
 _WORD = re.compile(r"\b\w\w+\b")  # the words of scikit-learn
 
 
-def bag_of_words(text: str) -> list[str]:
+def text_tokens(text: str) -> list[str]:
     """Return the words of a text in lower case. In a script without spaces, two neighbouring characters are a word.
 
     A run of one character is a word.
 
-    >>> bag_of_words("A good film"), bag_of_words("很好看 film"), bag_of_words("好")
+    >>> text_tokens("A good film"), text_tokens("很好看 film"), text_tokens("好")
     (['good', 'film'], ['film', '很好', '好看'], ['好'])
     """
     lower = text.lower()

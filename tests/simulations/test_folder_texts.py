@@ -7,7 +7,7 @@ import pytest
 from needs import needs
 
 import fedlearn
-from fedlearn.data.scripts import bag_of_words
+from fedlearn.data.scripts import text_tokens
 from fedlearn.data.text_tokenizers import HashingTokenizer
 from fedlearn.errors import SettingError
 from fedlearn.runner.start import main as simulate
@@ -41,7 +41,7 @@ def reviews(tmp_path_factory):
     ],
 )
 def test_words_of_a_bag(text, words):
-    assert bag_of_words(text) == words
+    assert text_tokens(text) == words
 
 
 @pytest.mark.parametrize("text", ["这部电影很好看", "とても良い映画", "ภาพยนตร์ดีมาก", "កុនល្អ"])
