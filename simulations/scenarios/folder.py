@@ -36,6 +36,7 @@ from fedlearn.data.tables import Table, drop_columns, to_numbers
 from fedlearn.data.target_columns import declared_target, read_targets, target_names
 from fedlearn.data.typed_tables import short_notes, type_table
 from fedlearn.errors import DataError, SettingError, require
+from fedlearn.loop.local_defaults import declares_local_defaults
 from fedlearn.loop.scenario import Network, Scenario, declares_model
 from simulations.scenarios.folder_defaults import folder_defaults
 from simulations.scenarios.folder_texts import LENGTH, network_for, text_inputs, trainer_for
@@ -71,6 +72,7 @@ def _without(columns: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[st
     return {name: value for name, value in columns.items() if name not in left_out}
 
 
+@declares_local_defaults(folder_defaults)
 @declares_model(declared_model)
 def folder(
     *,
