@@ -15,7 +15,7 @@ class LocalDefaults:
         optimizer: default optimizer.
         learning_rates: learning rate of each optimizer; other optimizers take the rate of ``adam``.
         max_grad_norm: bound on the gradient of each step; None for no bound.
-        reason: data and model that the values fit, for the header, e.g. ``mlp on text``.
+        reason: data and model that the values fit, for the header, e.g. ``mlp of texts``.
     """
 
     optimizer: str = "sgd"

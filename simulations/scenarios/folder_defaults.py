@@ -29,5 +29,5 @@ def folder_defaults(settings: Mapping[str, Any]) -> LocalDefaults:
         optimizer="sgd" if is_linear else "adam",
         learning_rates={"sgd": SGD_RATE_OF_TEXT if inputs == "text" else SGD_RATE, "adam": adam},
         max_grad_norm=MAX_GRAD_NORM,
-        reason=f"{name} on {inputs}",
+        reason=f"{name} of {'texts' if inputs == 'text' else 'columns or images'}",
     )

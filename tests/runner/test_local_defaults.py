@@ -56,7 +56,7 @@ def test_the_header_names_values_and_source_of_the_defaults():
     settings, defaults = {**AUTO, "learning_rate": 0.02}, folder_defaults({"model": "mlp", "text": "comment"})
     local = build_local(resolve_auto(settings, defaults, rule=PLAIN, clips_examples=False), allow=[])
     text = describe_training(local, automatic_settings(settings), defaults)
-    assert text.startswith("adam, learning rate 0.02, gradient norm at most 1 (defaults for mlp on text:")
+    assert text.startswith("adam, learning rate 0.02, gradient norm at most 1 (defaults for mlp of texts:")
     assert "local.optimizer" in text
     assert "local.learning_rate" not in text
     assert describe_training(local, automatic_settings({"optimizer": "adam"}), defaults) == ""

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from fedlearn.data.data_check.settings import CheckSettings
-from fedlearn.data.levels import to_categories
+from fedlearn.data.levels import to_category
 from fedlearn.data.tables import Table, to_numbers
 
 MAX_CLASSES = 20  # distinct whole numbers of a target with classes
@@ -46,7 +46,7 @@ class CodedColumn:
     @cached_property
     def texts(self) -> tuple[str, ...]:
         """Distinct values as text, in canonical form."""
-        return tuple(map(str, to_categories(self.values_L)))
+        return tuple(map(to_category, self.values_L.tolist()))
 
     @cached_property
     def counts(self) -> np.ndarray:

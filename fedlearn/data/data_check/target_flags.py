@@ -130,7 +130,7 @@ def flag_classes(table: CodedTable) -> Iterator[Flag]:
     top = int(share_C.argmax())
     if share_C[top] > LARGEST_CLASS:
         text = f"{target.name}: {100 * share_C[top]:.0f} % of the rows have the class {target.texts[top]}"
-        advice = "early_stop.metric=balanced_accuracy"
+        advice = "early_stop.metric=f1"
         yield Flag(kind="imbalance", column=target.name, message=text, advice=advice)
     yield from _flag_classes_by_site(table, target) if table.num_sites > 1 else ()
 
