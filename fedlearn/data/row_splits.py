@@ -252,7 +252,7 @@ def _group_note(
         cause = "held_out_clients" if settings.held_out_clients else "split"
         raise DataError(
             f"{both} groups of {column} have training rows and held-out rows\n"
-            f"  expected  each group in one part\n  try       scenario.{cause}=null"
+            f"  expected  each group in one part\n  advice    scenario.{cause}=null"
         )
     return f"{len(held_out)} of {len(trained | held_out)} groups of {column} held out"
 

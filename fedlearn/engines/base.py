@@ -66,6 +66,7 @@ class InProcessEngine(BaseEngine):
         self.data, self.trainer, self.block_size = data, trainer, block_size
         self.mixed_block_size = min(block_size, mixed_block_size or block_size)
         self._raised: tuple[type[Exception], ...] = (Exception,) if raise_failures else (BdbQuit,)
+        self._raised_in_training = (SettingError, *self._raised)
 
     def fit(self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Updates | Failure]:
         """Train the cohort, one block after another."""
@@ -151,7 +152,7 @@ class InProcessEngine(BaseEngine):
     ) -> Iterator[Updates | Failure]:
         try:
             updates, failures = client_step(self.trainer, strategy, request, work)
-        except (SettingError, *self._raised) as error:  # a setting is wrong for all clients, or a person debugs
+        except self._raised_in_training as error:  # a setting is wrong for all clients, or a person debugs
             if self._raised == (Exception,):
                 traceback.print_exception(error)
                 raise (error.__cause__ or error) from None  # the exception of the user's code
@@ -173,7 +174,7 @@ class InProcessEngine(BaseEngine):
     ) -> Iterator[Updates | Failure]:
         try:
             results = client_step_mixed_rounds(self.trainer, strategy, requests, work)
-        except (SettingError, *self._raised):
+        except self._raised_in_training:
             raise
         except Exception:  # one client made the block fail: train each client alone
             for request, client_work in zip(requests, work, strict=True):

@@ -114,7 +114,7 @@ def _pairs(
     folders = sorted(folder for folder in path.iterdir() if (folder / "images").is_dir()) if path.is_dir() else []
     if not folders:
         fix = "images/a.png with masks/a.png, or north/images/a.png with north/masks/a.png"
-        raise DataError(f"{path} has no folder images, which task=segmentation needs\n  try       {fix}")
+        raise DataError(f"{path} has no folder images, which task=segmentation needs\n  advice    {fix}")
     names = tuple(folder.name for folder in folders) if clients is None else tuple(map(str, clients))
     unknown = next((folder.name for folder in folders if folder.name not in names), None)
     expected = f"all clients of the folder, including {unknown}"
@@ -131,9 +131,9 @@ def _pairs_in(folder: Path) -> list[tuple[Path, Path]]:
     for image in list_images(folder / "images"):
         mask = masks.get(image.stem)
         if mask is None:
-            raise DataError(f"{image} has no mask\n  try       {folder / 'masks' / image.stem}.png")
+            raise DataError(f"{image} has no mask\n  advice    {folder / 'masks' / image.stem}.png")
         if mask.suffix.lower() in LOSSY:
-            raise DataError(f"{mask} is a JPEG file, which changes the values of a mask\n  try       a PNG file")
+            raise DataError(f"{mask} is a JPEG file, which changes the values of a mask\n  advice    a PNG file")
         pairs.append((image, mask))
     return pairs
 
@@ -159,7 +159,7 @@ def _masks(
     if unknown_N.any():
         name = files[int(unknown_N.argmax())].relative_to(path)
         raise DataError(
-            f"{name} has a pixel value that is no class\n  try       'scenario.classes=[0,255]' with all values"
+            f"{name} has a pixel value that is no class\n  advice    'scenario.classes=[0,255]' with all values"
         )
     order = np.argsort(values)
     return values, order[np.searchsorted(np.array(values)[order], mask_NHW)]
@@ -175,4 +175,4 @@ def _mask(file: Path, size: tuple[int, ...]) -> np.ndarray:
             small = numbers.resize((size[1], size[0]), Image.Resampling.NEAREST)
             return np.asarray(small).astype(np.int64)
     except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{file} is not an image, or damaged\n  try       another copy of this file") from error
+        raise DataError(f"{file} is not an image, or damaged\n  advice    another copy of this file") from error
