@@ -27,7 +27,7 @@ def detect_encoding(chunks: Iterable[bytes]) -> tuple[str, bool]:
     Args:
         chunks: the bytes of the whole file in parts. Only the start is read if it decides.
 
-    >>> detect_encoding([b"caf\\xc3\\xa9"]), detect_encoding(["café".encode("cp1252")])
+    >>> detect_encoding(["café".encode()]), detect_encoding(["café".encode("cp1252")])
     (('utf-8', False), ('cp1252', True))
     """
     decoder = codecs.getincrementaldecoder("utf-8")()

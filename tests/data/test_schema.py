@@ -47,10 +47,10 @@ def test_marks_of_the_table_apply_to_a_column_without_its_marks():
     ("text", "fault"),
     [
         ("columns: {a: {typ: number}}", "unknown key typ\n(.|\n)*advice    type:"),
-        ("columns: {a: {type: numer}}", "type is numer\n(.|\n)*try       type: number"),
+        ("columns: {a: {type: Number}}", "type is Number\n(.|\n)*try       type: number"),
         ("columns: {a: number, a: text}", "a occurs twice"),
         ("columns: {a: {type: category, range: [1, 2]}}", "range is"),
-        ("colums: {a: number}", "unknown key colums\n(.|\n)*advice    columns:"),
+        ("columnz: {a: number}", "unknown key columnz\n(.|\n)*advice    columns:"),
         ("target: b\ncolumns: {bb: number}", "target is b\n(.|\n)*try       target: bb"),
         ("- 1", "no keys"),
         ("columns: {a: {type: number, range: [2, 1]}}", "range is"),
