@@ -19,6 +19,7 @@ from fedlearn.data.schema import ColumnSchema, TableSchema
 from fedlearn.data.tables import Table, without_row_labels
 from fedlearn.errors import DataError
 
+MANY_LEVELS = 20  # levels of a column of text from which the header shows their number
 SCHEMA_FIX = "a schema with this column: scenario.schema=FILE"
 
 
@@ -90,6 +91,8 @@ def type_columns(table: Table, reading: Reading = DETECT) -> Table:
             formats[name], (columns[name], _) = format, format.parse_column(table.columns[name])
             notes += [f"{name}: {note}" for note in _notes(format, open_columns[name])]
     notes += [f"{name}: all cells are missing" for name, cells in open_columns.items() if not cells]
+    wide = {name: len(cells) for name, cells in open_columns.items() if name not in (*formats, *reading.targets)}
+    notes += [f"{name}: text with {count} levels" for name, count in wide.items() if count > MANY_LEVELS]
     for name in distinct.keys() - formats.keys():
         columns[name] = _without_missing_words(columns[name], reading.levels.get(name, ()))
     typed = replace(table, columns=columns, formats=formats, notes=tuple(notes))
@@ -234,6 +237,7 @@ def _checked_format(table: Table, name: str, detection: Detection, targets: Sequ
         return None
     num_missing = sum(map(is_missing, cells_N.tolist())) if detection.wrong else 0
     if detection.wrong and 2 * wrong_N.sum() >= max(1, len(cells_N) - num_missing):
+        _refuse_stray_text(table, name, _text_fix(name, targets))
         return None
     table.refuse(wrong_N, name, detection.reason, fix)
     return detection.format

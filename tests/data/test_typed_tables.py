@@ -37,6 +37,7 @@ def column(*cells):
             {"a": column("1", "2"), "b": column("low", "high")},
             r"b\.csv, row 2, column x: text, but a\.csv has only numb",
         ),
+        ({"a": column(*range(9)), "b": column(*["low", "high"] * 8)}, r"b\.csv, row 2, column x: text, but a\.csv has"),
         ({"a": column("1", "2", "3", "SECRET")}, r"a\.csv, row 5, column x: not a number"),
         ({"a": column("1.5", "2.5", "SECRET,1")}, r"a\.csv, row 4, column x: not a number"),
         ({"a": column("12 mg", "13 mg"), "b": column("14 g", "15 mg")}, r"b\.csv, row 2, column x: .*another unit"),
@@ -70,6 +71,8 @@ def test_an_ambiguous_column_follows_the_marks_of_the_other_columns(tmp_path):
 def test_decisions_are_notes(tmp_path):
     text = "day,dose,empty\n2024-01-31,5 mg,\n2024-02-01,6 mg,NA\n"
     notes = type_table(tables(tmp_path, a=text)).notes
+    many = type_table(tables(tmp_path, b=column(*(f"ward {n}" for n in range(21))))).notes
+    assert many == ("x: text with 21 levels",)
     assert notes == ("day: dates, as days since 1970-01-01", "dose: unit mg", "empty: all cells are missing")
 
 
