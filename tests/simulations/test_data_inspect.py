@@ -15,7 +15,9 @@ import fedlearn
 from fedlearn.callbacks import data_check as view
 from fedlearn.core.command_line import exit_code
 from fedlearn.data.data_check import run_check
+from fedlearn.data.data_check.inspection import inspect_path
 from fedlearn.data.schema_files import read_schema
+from fedlearn.data.table_settings import TableSettings
 from fedlearn.runner.start import main as simulate
 from simulations import data as command
 from simulations.scenarios.folder import folder
@@ -167,3 +169,15 @@ def test_no_module_of_a_deployment_knows_the_data_check():
     modules = [file for name in ("deploy", "protocol", "engines") for file in (root / name).rglob("*.py")]
     assert len(modules) > 30
     assert [file.name for file in modules if "data_check" in file.read_text(encoding="utf-8")] == []
+
+
+def test_names_from_data_send_no_commands_to_a_terminal(tmp_path, capsys):
+    hostile = "a\x1b[2Jb"
+    cells = ["north\x1b]0;x\x07", "south"]
+    lines = [f"{hostile},site,y", *(f"1,{cells[number % 2]},{number % 3}" for number in range(40))]
+    (tmp_path / "d.csv").write_text("\n".join(lines) + "\n")
+    assert command.main(["inspect", str(tmp_path / "d.csv"), "target=y", "client=site"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+    inspection = inspect_path(str(tmp_path / "d.csv"), TableSettings(target="y", client="site"))
+    assert inspection.check.flags
+    assert "\x1b" not in view.header_text(inspection.check)
