@@ -121,6 +121,7 @@ def no_such_setting(key: str, hydra: Composer, overrides: Sequence[str], load: C
     if not closest or not settings.get("partition"):
         closest = _partition_with(key) or closest
     near, value = new_name(key.replace("/", ".")) or SYNONYMS.get(key) or closest, typed.partition("=")[2]
+    value = f"[{value}]" if near == "callbacks" and value and value[0] != "[" else value
     lines = [f"{typed} is not a setting"]
     lines += [f"  did you mean {shell_word(f'{near}={value}') if value else near}?"] if near else []
     lines += [f"  expected  one of {', '.join(known)}"] if known else []

@@ -41,7 +41,7 @@ WRONG = {
     "system=lognormal system.sigma=-1": ["system.sigma is -1"],
     "system=trace": ["system.path is None", "system.path=devices.csv"],
     "system=trace system.path=nope.csv": ["nope.csv cannot be read", "seconds_per_step"],
-    "+logger=tensorboard": ["+logger=tensorboard is not a setting", "did you mean callbacks=tensorboard?"],
+    "+logger=tensorboard": ["+logger=tensorboard is not a setting", "did you mean 'callbacks=[tensorboard]'?"],
     "++roundss=3": ["did you mean rounds=3?"],
     "+trainer.clip=1": ["+trainer.clip=1 is not a setting", "strategy"],
     "+hydra.nope=1": ["hydra.nope is not a setting"],
