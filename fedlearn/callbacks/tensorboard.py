@@ -47,7 +47,7 @@ class TensorBoard(Callback):
         self._writer.flush()
 
     def close(self) -> None:
-        """Close the event file."""
+        """Close the event file, if it is open."""
         if self._writer is not None:
             self._writer.close()
 
