@@ -114,7 +114,8 @@ def _refuse_second_values(cfg: DictConfig) -> None:
                 if OmegaConf.is_dict(current) and key in current:
                     value = str(current[key]).lower() if isinstance(current[key], bool) else current[key]
                     fix = assignment(setting, current[key])
-                    same = current[key] == OmegaConf.select(cfg, setting)
+                    other = OmegaConf.select(cfg, setting)
+                    same = current[key] == other or (current[key] != current[key] and other != other)  # NaN
                     require(same, f"{CALLBACKS}.{name}.{key}", value, f"no value here: the setting is {setting}", fix)
 
 

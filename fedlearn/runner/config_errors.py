@@ -90,7 +90,8 @@ def _no_such_option(missing: str, hydra: Composer, overrides: Sequence[str]) -> 
         fix = re.sub(rf"\b{re.escape(option)}\b(?!=)", near, typed) if typed else f"{group}={near}"
         lines.append(f"  did you mean {fix}?")
     expected = f"one of {', '.join(known)}" if known else f"a file {group}/{option}.yaml in the folder of --config-dir"
-    return "\n".join([*lines, f"  expected  {expected}"])
+    lines.append(f"  expected  {expected}")
+    return "\n".join([*lines, f"  try       {group}={known[0]}"] if known and not near else lines)
 
 
 def _names_option(override: str, group: str, option: str) -> bool:
@@ -123,9 +124,15 @@ def no_such_setting(key: str, hydra: Composer, overrides: Sequence[str], load: C
     near, value = new_name(key.replace("/", ".")) or SYNONYMS.get(key) or closest, typed.partition("=")[2]
     value = f"[{value}]" if near == "callbacks" and value and value[0] != "[" else value
     lines = [f"{typed} is not a setting"]
-    lines += [f"  did you mean {shell_word(f'{near}={value}') if value else near}?"] if near else []
+    lines += [f"  did you mean {_typed_setting(near, value)}?"] if near else []
     lines += [f"  expected  one of {', '.join(known)}"] if known else []
     return "\n".join(lines)
+
+
+def _typed_setting(name: str, value: str) -> str:
+    """Return a name, which may follow the option that has it, and a value as words for the command line."""
+    *option, setting = name.split(" ")
+    return " ".join([*option, shell_word(f"{setting}={value}") if value else setting])
 
 
 def _partition_with(key: str) -> str | None:
