@@ -33,7 +33,10 @@ from fedlearn.runner.config_errors import explain_config_error, no_such_setting
 from fedlearn.runner.consent import listed_modules, refuse_code_for_hydra, require_consent
 from fedlearn.runner.unread_settings import refuse_unknown_hydra_settings, refuse_unread_settings
 
-OPTIONS_WITHOUT_SETTINGS = {"partition": "custom", "engine": "serial"}  # a custom builder replaces these
+OPTIONS_WITHOUT_SETTINGS = {  # a custom builder replaces these
+    "partition": ("partition=custom",),
+    "engine": ("engine=serial", "~engine.raise_failures"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +71,7 @@ def with_custom_targets(overrides: Sequence[str]) -> list[str]:
     keys = {_key(override) for override in overrides}
     custom = [group for group in OPTIONS_WITHOUT_SETTINGS if f"{group}._target_" in keys]
     groups = ("model.", *(f"{group}." for group in custom))
-    chosen = [f"{group}={OPTIONS_WITHOUT_SETTINGS[group]}" for group in custom if group not in keys]
+    chosen = [word for group in custom if group not in keys for word in OPTIONS_WITHOUT_SETTINGS[group]]
     return [*chosen, *(f"++{text.lstrip('+')}" if _key(text).startswith(groups) else text for text in overrides)]
 
 
