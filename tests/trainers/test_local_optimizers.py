@@ -165,7 +165,7 @@ def by_hand(trainer, optimizer_of, num_steps, *, max_norm=None, smoothing=0.0, w
             {"rates": [0.1, 0.1 * 3 / 4, 0.1 * 2 / 4, 0.1 / 4]},
         ),
     ],
-    ids=str,
+    ids=range(8),
 )  # fmt: skip
 def test_training_equals_a_loop_in_torch(local, expected):
     trainer = build("torch")
