@@ -31,6 +31,8 @@ from fedlearn.data.inputs import (
 from fedlearn.data.levels import to_category
 from fedlearn.data.tables import Table, check_header, is_table, read_table
 from fedlearn.data.text_files import read_text_batches
+from fedlearn.data.token_files import Sentence, read_sentences
+from fedlearn.data.token_inputs import TokenInputs
 from fedlearn.errors import DataError
 
 T = TypeVar("T")
@@ -44,11 +46,13 @@ class InputBatch:
         x: model inputs, ``(N, ...)``.
         table: the rows of the examples; None if they come from no table.
         files: names of the image files; empty if the examples are no images.
+        sentences: tokens of the sentences; empty for other examples.
     """
 
     x: np.ndarray
     table: Table | None = None
     files: tuple[str, ...] = ()
+    sentences: tuple[Sentence, ...] = ()
 
 
 def read_batches(
@@ -59,7 +63,7 @@ def read_batches(
     ``.npy`` files, and ``.npz`` files with an array ``x``, hold model inputs. All other files hold raw examples.
 
     Args:
-        path: table, text with one example per line, image, folder of images, or arrays.
+        path: table, text with one example per line, CoNLL file, image, folder of images, or arrays.
         inputs: inputs of the model.
         batch_size: largest number of examples in memory, >= 1.
         allow_unknown: see `fedlearn.data.inputs.TableInputs.transform`.
@@ -83,6 +87,10 @@ def read_batches(
         for files in batched(_images(path), batch_size):
             pixels = read_image_files(files, inputs)
             yield InputBatch(x=inputs.normalize(pixels), files=tuple(file.name for file in files))
+    elif isinstance(inputs, TokenInputs):
+        for sentences in batched(read_sentences(path, has_tags=False), batch_size):
+            x = inputs.transform([sentence.tokens for sentence in sentences])
+            yield InputBatch(x=x, sentences=tuple(sentences))
     elif isinstance(inputs, TextInputs | CharacterInputs):
         for lines in batched(_lines(path), batch_size):
             yield InputBatch(x=inputs.transform(lines))

@@ -21,6 +21,7 @@ from fedlearn.data.column_types import Column
 from fedlearn.data.images import Depth
 from fedlearn.data.tables import Table, missing_column
 from fedlearn.data.text_tokenizers import CharacterEncoding, HashingTokenizer, WordPieceTokenizer
+from fedlearn.data.token_inputs import TokenInputs
 from fedlearn.errors import DataError, is_count, is_number
 
 MAX_AXIS = 2**24  # largest size of an axis of an input
@@ -308,7 +309,7 @@ class ArrayInputs:
         return model_inputs(x, self.shape)
 
 
-Inputs = TableInputs | ImageInputs | TextInputs | TextColumnInputs | CharacterInputs | ArrayInputs
+Inputs = TableInputs | ImageInputs | TextInputs | TextColumnInputs | TokenInputs | CharacterInputs | ArrayInputs
 
 
 def model_inputs(x: np.ndarray, shape: tuple[int, ...], *, source: str = "the array") -> np.ndarray:

@@ -32,6 +32,7 @@ from fedlearn.data.inputs import (
     TextInputs,
 )
 from fedlearn.data.text_tokenizers import CharacterEncoding, HashingTokenizer, WordPieceTokenizer
+from fedlearn.data.token_inputs import TokenInputs
 from fedlearn.errors import DataError, is_number
 
 FORMAT = 1
@@ -164,7 +165,7 @@ _KINDS: Mapping[str, type[Any]] = {
     "character encoding": CharacterEncoding,
     **{
         kind.kind: kind
-        for kind in (TableInputs, ImageInputs, TextInputs, TextColumnInputs, CharacterInputs, ArrayInputs)
+        for kind in (TableInputs, ImageInputs, TextInputs, TextColumnInputs, TokenInputs, CharacterInputs, ArrayInputs)
     },
     **{kind.kind: kind for kind in (HashingTokenizer, WordPieceTokenizer)},
 }

@@ -23,6 +23,7 @@ NETWORK_BUILDERS = frozenset(  # functions of the library that the file of a mod
         "simulations.models.build_trainer",
         "simulations.models.recommendation.build_recommender",
         "simulations.models.text.build_language_model",
+        "simulations.models.text.build_tagger",
         "simulations.models.text.build_text_classifier",
         "simulations.models.text.readers.build_text_network",
     }

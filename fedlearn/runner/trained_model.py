@@ -31,6 +31,7 @@ from fedlearn.data.inputs import (
 )
 from fedlearn.data.preprocessing import Preprocessing, Target
 from fedlearn.data.tables import table_from_columns
+from fedlearn.data.token_inputs import TokenInputs, are_sentences, without_padding
 from fedlearn.errors import DataError, FedlearnError, is_count, is_number, require
 from fedlearn.loop.protocols import Trainer
 from fedlearn.loop.wrappers import TrainerWrapper
@@ -51,8 +52,9 @@ BATCH_SIZE = 1024
 class TrainedModel:
     """Model of a run after one of its rounds. Its methods accept raw examples.
 
-    Raw examples are a path, a data frame, a mapping of columns, a list of texts, or an array. A path is a file or a
-    folder of images. An array of bytes holds images; any other array holds model inputs.
+    Raw examples are a path, a data frame, a mapping of columns, a list of texts or of sentences, or an array. A path
+    is a file or a folder of images. A sentence is a list of tokens. An array of bytes holds images; any other array
+    holds model inputs.
 
     Attributes:
         folder: run folder.
@@ -148,7 +150,7 @@ class TrainedModel:
         """Return one prediction for each example, ``(N,)``: the name of a class, or a value in the unit of the target.
 
         The prediction of ``survival`` is the logarithm of the relative hazard. ``multilabel`` has 1 or 0 for each
-        label, ``(N, L)``.
+        label, ``(N, L)``. Sentences have a list of tags each.
 
         Args:
             data: raw examples.
@@ -159,7 +161,13 @@ class TrainedModel:
             FedlearnError: an example is not valid, or the framework of the model is not installed.
         """
         check_threshold(self.target, threshold)
+        if isinstance(self.inputs, TokenInputs):
+            return np.concatenate([self.tags(batch) for batch in self.batches(data, **options)])
         return self.labels(self.outputs(data, **options), threshold)
+
+    def tags(self, batch: InputBatch) -> np.ndarray:
+        """Return the tags of the tokens of each sentence as a list, ``(N,)``."""
+        return without_padding(self.labels(self.trainer.predict(self.params_D, batch.x)), batch.x)
 
     def predict_proba(self, data: Any, **options: Any) -> np.ndarray:
         """Return the probability of each class, ``(N, C)``, in the order of `classes`.
@@ -220,11 +228,14 @@ class TrainedModel:
             return inputs.transform(data)
         if isinstance(inputs, TextInputs) and _are_texts(data):
             return inputs.transform(data)
+        if isinstance(inputs, TokenInputs) and are_sentences(data):
+            return inputs.transform(data)
         if not isinstance(data, np.ndarray):
             expected = {
                 "table": "a data frame or a mapping of columns",
                 "text columns": "a data frame",
                 "texts": "a list of texts",
+                "tokens": "a list of sentences, which are lists of tokens",
             }.get(inputs.kind)
             problem = f"the examples are a {type(data).__name__}"
             raise DataError(

@@ -51,7 +51,8 @@ def write_predictions(
     """Write one line of CSV for each example, batch by batch, and return the exit code.
 
     The columns are ``file`` for images, the ids, ``prediction`` and for a classification the probability of each class.
-    The round of the model goes to standard error.
+    Sentences have one line for each token, with the columns ``line``, ``token`` and ``prediction``. The round of the
+    model goes to standard error.
 
     Args:
         folder: run folder.
@@ -94,6 +95,8 @@ def _output(out: Path | None) -> Iterator[TextIO]:
 
 def _lines(model: TrainedModel, batch: InputBatch, options: PredictionOptions) -> tuple[list[str], list[Sequence[str]]]:
     """Return the names of the columns, and the cells of each example."""
+    if batch.sentences:
+        return _token_lines(model, batch, options)
     outputs_NC = model.trainer.predict(model.params_D, batch.x)
     columns: dict[str, Sequence[str]] = {"file": batch.files} if batch.files else {}
     has_columns = batch.table is not None or not options.ids
@@ -102,6 +105,19 @@ def _lines(model: TrainedModel, batch: InputBatch, options: PredictionOptions) -
         columns |= id_columns(batch.table, options.ids)
     columns |= prediction_columns(model, outputs_NC, options.threshold)
     return list(columns), list(zip(*columns.values(), strict=True))
+
+
+def _token_lines(
+    model: TrainedModel, batch: InputBatch, options: PredictionOptions
+) -> tuple[list[str], list[Sequence[str]]]:
+    """Return the line, the token and the predicted tag of each token."""
+    require(not options.ids, "--id", ", ".join(options.ids), "no column, because each token is copied", "remove --id")
+    rows = [
+        (str(line), token, tag)
+        for sentence, tags in zip(batch.sentences, model.tags(batch), strict=True)
+        for line, (token, tag) in enumerate(zip(sentence.tokens, tags, strict=True), start=sentence.first_line)
+    ]
+    return ["line", "token", "prediction"], [*rows]
 
 
 def prediction_columns(model: TrainedModel, outputs_NC: np.ndarray, threshold: float = 0.5) -> dict[str, list[str]]:

@@ -64,7 +64,7 @@ def build_named_trainer(
     modules, trainers = load_family("torch" if framework == "mixed" else framework, family)
     if framework == "mixed" or not (model in model_names or isinstance(model, modules.Module)):
         or_module = "" if framework == "mixed" else ", or a module of the chosen framework"
-        known = [name.removeprefix("next_") for name in model_names]
+        known = [name.removeprefix("next_").removeprefix("tag_") for name in model_names]
         guess = did_you_mean(str(model), known) or known[0]
         raise SettingError("model", model, f"one of {', '.join(known)}{or_module}", f"model={guess}")
     module = getattr(modules, model)(*model_args) if isinstance(model, str) else model

@@ -41,6 +41,8 @@ from fedlearn.loop.scenario import Network, Scenario, declares_model
 from simulations.scenarios.folder_defaults import folder_defaults
 from simulations.scenarios.folder_texts import LENGTH, network_for, text_inputs, trainer_for
 from simulations.scenarios.mask_folder import MaskSettings, mask_folder
+from simulations.scenarios.token_folder import TASK as TOKENS
+from simulations.scenarios.token_folder import TokenSettings, declared_tagger, token_folder
 
 
 def declared_model(settings: Mapping[str, Any]) -> tuple[Preprocessing, Network] | None:
@@ -50,6 +52,8 @@ def declared_model(settings: Mapping[str, Any]) -> tuple[Preprocessing, Network]
     """
     stated = table_settings(**{field.name: settings.get(field.name) for field in fields(TableSettings)})
     settings = dict(settings) | {field.name: getattr(stated, field.name) for field in fields(TableSettings)}
+    if settings.get("task") == TOKENS:
+        return declared_tagger(settings)
     target, found = settings.get("target"), declared_target(settings)
     text, scales = settings.get("text"), settings.get("scales") or {}
     has_inputs = text is not None or settings.get("scale") == "constants"
@@ -130,6 +134,7 @@ def folder(
             ``multilabel``. The target of an image is the name of its folder.
         task: ``binary``, ``multiclass``, ``regression``, ``survival`` or ``multilabel``; None infers it from one
             target column. ``segmentation`` reads images with masks, see `simulations.scenarios.mask_folder`.
+            ``token_classification`` reads CoNLL files, see `simulations.scenarios.token_folder`.
         classes: all values of the target, in the order of their numbers; None takes the values in the data. For
             ``survival`` and ``multilabel``, the two values of an event or a label, first the value for no.
         client: column with the client of each row; None uses the names of files and folders.
@@ -141,7 +146,7 @@ def folder(
         text: column of text to learn from, or columns, instead of all others. The words of each column are hashed to
             4,096 features. A text model reads hashed tokens in order: ``cnn``, ``bilstm``, ``lstm``, ``gru`` or
             ``transformer``.
-        text_length: tokens of a text for a text model; longer texts are cut.
+        text_length: tokens of a text or a sentence for a text model; longer ones are cut.
         scale: ``federated``, ``none``, or ``constants``: ``(value - centre) / spread`` with the numbers in ``scales``.
         scales: column -> (centre, spread), for ``constants``; also for the target of a regression.
         categories: column -> values; each value becomes a feature. With ``federated`` the statistics round counts the
@@ -196,6 +201,20 @@ def folder(
         )
         place, build = Path(str(path)).expanduser(), {"model": model, "framework": framework, "device": device}
         return mask_folder(place, mask_settings, partition, seed=seed, **build)
+    split_settings = split_settings_of(
+        stated.schema, split=split, group=group, validation=validation, held_out_clients=held_out_clients or ()
+    )
+    if task == TOKENS:
+        token_settings = TokenSettings(
+            classes=classes,
+            clients=clients,
+            length=text_length,
+            layout=layout,
+            split=split_settings,
+            has_all_clients=not deployed,
+        )
+        place, build = Path(str(path)).expanduser(), {"model": model, "framework": framework, "device": device}
+        return token_folder(place, token_settings, partition, seed=seed, **build)
     noise = _noise(noise_multiplier, stated.bounds, stated.categories, seed)
     preparation = EncodingSettings(scale=scale, scales=stated.scales, categories=stated.categories, noise=noise)
     images = ImageSettings(
@@ -206,9 +225,6 @@ def folder(
         clients=tuple(map(to_category, clients or ())),
         classes=tuple(map(to_category, classes or ())),
         file_column=image,
-    )
-    split_settings = split_settings_of(
-        stated.schema, split=split, group=group, validation=validation, held_out_clients=held_out_clients or ()
     )
     contents = _read(
         str(path), client_column=client, ignored_columns=stated.ignore, images=images, **_files(stated, str(path))

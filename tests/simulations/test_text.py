@@ -23,6 +23,7 @@ MODELS = {
     "cnn": ("TextCnn", {"num_outputs": 3, "width": 4, "hidden": 5}),
     "bilstm": ("BiLstm", {"num_outputs": 3, "width": 4, "hidden": 3}),
     "transformer": ("Encoder", {"num_outputs": 3, "width": 8, "num_heads": 2, "num_layers": 1, "causal": False}),
+    "tag gru": ("Tagger", {"num_outputs": TOKENS, "width": 4, "hidden": 3, "num_gates": 3}),
     "next lstm": ("NextToken", {"width": 4, "hidden": 5, "num_layers": 2, "num_gates": 4}),
     "next gru": ("NextToken", {"width": 4, "hidden": 5, "num_layers": 1, "num_gates": 3}),
     "next transformer": (
@@ -51,8 +52,9 @@ def small_trainer(name, framework):
         from simulations.models.text import jax as models
 
         shape = {"input_shape": (LENGTH,)}
-    loss = {"loss": models.next_token_loss} if name.startswith("next") else {}
-    return Trainer(getattr(models, kind)(vocab_size=TOKENS, **sizes), task="multiclass", **shape, **loss)
+    loss = {"loss": models.next_token_loss} if name.startswith(("next", "tag")) else {}
+    task = "token_classification" if name.startswith("tag") else "multiclass"
+    return Trainer(getattr(models, kind)(vocab_size=TOKENS, **sizes), task=task, **shape, **loss)
 
 
 def texts(name, num_texts, seed=0):
@@ -62,7 +64,7 @@ def texts(name, num_texts, seed=0):
     x_NT[np.arange(LENGTH) >= rng.integers(1, LENGTH + 1, num_texts)[:, None]] = 0
     x_NT[0] = 0
     y_NT = np.where(x_NT > 0, rng.integers(1, TOKENS, x_NT.shape), -1)
-    return Examples(x_NT, y_NT if name.startswith("next") else rng.integers(0, 3, num_texts))
+    return Examples(x_NT, y_NT if name.startswith(("next", "tag")) else rng.integers(0, 3, num_texts))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -106,13 +108,13 @@ def test_padding_changes_nothing(name, framework):
     longer_NT = np.concatenate([x_NT, np.zeros((6, 5), np.int32)], axis=1)
     params_D = trainer.init(3)
     outputs, longer = trainer.predict(params_D, x_NT), trainer.predict(params_D, longer_NT)
-    if name.startswith("next"):
+    if name.startswith(("next", "tag")):
         real_NT = x_NT > 0
         outputs, longer = outputs[real_NT], longer[:, :LENGTH][real_NT]
     np.testing.assert_allclose(outputs, longer, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("next")])
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith(("next", "tag"))])
 def test_what_comes_later_does_not_tell_what_comes_next(name):
     trainer = small_trainer(name, "torch")
     x_NT = np.random.default_rng(0).integers(1, TOKENS, (4, LENGTH)).astype(np.int32)
@@ -315,8 +317,9 @@ def test_sent140_holds_users_out_whom_no_client_knows(monkeypatch, tmp_path):
 
 def test_every_model_of_text_has_a_twin_of_the_same_arguments():
     pytest.importorskip("flax")
-    from simulations.models.text import LANGUAGE_MODELS, TEXT_CLASSIFIERS, jax, torch
+    from simulations.models.text import LANGUAGE_MODELS, TAGGERS, TEXT_CLASSIFIERS, jax, torch
 
-    for name in (*TEXT_CLASSIFIERS, *(f"next_{name}" for name in LANGUAGE_MODELS)):
+    functions = [*(f"next_{name}" for name in LANGUAGE_MODELS), *(f"tag_{name}" for name in TAGGERS)]
+    for name in (*TEXT_CLASSIFIERS, *functions):
         one, other = (inspect.signature(getattr(module, name)) for module in (torch, jax))
         assert list(one.parameters) == list(other.parameters)

@@ -14,6 +14,7 @@ from fedlearn.loop.protocols import Trainer
 from simulations.models.twins import build_named_trainer
 
 TEXT_CLASSIFIERS = ("cnn", "bilstm", "lstm", "gru", "transformer")  # one output per text
+TAGGERS = ("gru", "bilstm")  # one output per token
 LANGUAGE_MODELS = ("lstm", "gru", "transformer")  # one output per position, for the next token
 
 
@@ -59,6 +60,27 @@ def build_language_model(
         "text", function, names, (vocab_size,), data, framework=framework, device=device, **options
     )
     return trainer, f"{_name(model)}, {vocab_size} tokens"
+
+
+def build_tagger(
+    model: Any, data: FederatedData, *, vocab_size: int, length: int, framework: str = "torch", device: str = "cpu"
+) -> tuple[Trainer, str]:
+    """Build a trainer for a model with one class per token, and describe it in one line.
+
+    Args:
+        model: ``gru`` or ``bilstm``, both bidirectional, or a module that maps ``(B, T)`` to ``(B, T, C)``.
+        data: data set that defines the task and the number of classes.
+        vocab_size: number of tokens; token numbers are below it, and 0 is padding.
+        length: number of tokens of a sentence, including padding.
+        framework: ``torch`` (default), ``jax`` or ``mixed``.
+        device: device for the computation.
+    """
+    function = f"tag_{model}" if model in TAGGERS else model
+    names, sizes = tuple(f"tag_{name}" for name in TAGGERS), (vocab_size, data.num_classes)
+    trainer = build_named_trainer(
+        "text", function, names, sizes, data, input_shape=(length,), framework=framework, device=device
+    )
+    return trainer, f"{_name(model)}, {vocab_size} tokens, {data.num_classes} outputs per token"
 
 
 def sinusoids(num_positions: int, width: int) -> np.ndarray:

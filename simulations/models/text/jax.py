@@ -194,6 +194,25 @@ class NextToken(nn.Module):
         return nn.Dense(self.vocab_size, name="out")(x_BTE)
 
 
+class Tagger(nn.Module):
+    """An LSTM or a GRU from each end of the sentence, then an affine map of each position."""
+
+    vocab_size: int
+    num_outputs: int
+    width: int
+    hidden: int
+    num_gates: int
+
+    @nn.compact
+    def __call__(self, x_BT: jax.Array) -> jax.Array:
+        """Map token numbers ``(B, T)`` to outputs ``(B, T, C)``."""
+        tokens_BT, real_BT = _read(x_BT)
+        x_BTE = nn.Embed(self.vocab_size, self.width, name="embed")(tokens_BT)
+        forth = Recurrent(self.hidden, self.num_gates, name="forth")(x_BTE, real_BT)
+        back = Recurrent(self.hidden, self.num_gates, backward=True, name="back")(x_BTE, real_BT)
+        return nn.Dense(self.num_outputs, name="out")(jnp.concatenate([forth, back], axis=2))
+
+
 def _norm(name: str) -> nn.LayerNorm:
     """Return a layer norm with the epsilon and the variance of torch."""
     return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)
@@ -247,3 +266,13 @@ def next_gru(vocab_size: int) -> nn.Module:
 def next_transformer(vocab_size: int) -> nn.Module:
     """Return a causal Transformer of two layers, width 128, 4 heads."""
     return Encoder(vocab_size, vocab_size, width=128, num_heads=4, num_layers=2, causal=True)
+
+
+def tag_gru(vocab_size: int, num_outputs: int) -> nn.Module:
+    """Return a bidirectional GRU of width 64 with outputs per token."""
+    return Tagger(vocab_size, num_outputs, width=64, hidden=64, num_gates=3)
+
+
+def tag_bilstm(vocab_size: int, num_outputs: int) -> nn.Module:
+    """Return a bidirectional LSTM of width 64 with outputs per token."""
+    return Tagger(vocab_size, num_outputs, width=64, hidden=64, num_gates=4)

@@ -200,6 +200,23 @@ class NextToken(nn.Module):
         return self.out(x_BTE)
 
 
+class Tagger(nn.Module):
+    """An LSTM or a GRU from each end of the sentence, then an affine map of each position."""
+
+    def __init__(self, vocab_size: int, num_outputs: int, width: int, hidden: int, num_gates: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocab_size, width)
+        self.forth = Recurrent(width, hidden, num_gates)
+        self.back = Recurrent(width, hidden, num_gates, backward=True)
+        self.out = nn.Linear(2 * hidden, num_outputs)
+
+    def forward(self, x_BT: torch.Tensor) -> torch.Tensor:
+        """Map token numbers ``(B, T)`` to outputs ``(B, T, C)``."""
+        tokens_BT, real_BT = _read(x_BT)
+        x_BTE = self.embed(tokens_BT)
+        return self.out(torch.cat([self.forth(x_BTE, real_BT), self.back(x_BTE, real_BT)], dim=2))
+
+
 def _read(x_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the token numbers, and a mask that is false at padding."""
     return x_BT.long(), x_BT > 0
@@ -248,3 +265,13 @@ def next_gru(vocab_size: int) -> nn.Module:
 def next_transformer(vocab_size: int) -> nn.Module:
     """Return a causal Transformer of two layers, width 128, 4 heads."""
     return Encoder(vocab_size, vocab_size, width=128, num_heads=4, num_layers=2, causal=True)
+
+
+def tag_gru(vocab_size: int, num_outputs: int) -> nn.Module:
+    """Return a bidirectional GRU of width 64 with outputs per token."""
+    return Tagger(vocab_size, num_outputs, width=64, hidden=64, num_gates=3)
+
+
+def tag_bilstm(vocab_size: int, num_outputs: int) -> nn.Module:
+    """Return a bidirectional LSTM of width 64 with outputs per token."""
+    return Tagger(vocab_size, num_outputs, width=64, hidden=64, num_gates=4)
