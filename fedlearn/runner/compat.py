@@ -100,6 +100,14 @@ def run_folder() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
 
 
+def job_overrides() -> list[str]:
+    """Return the overrides of the current run of a sweep."""
+    HYDRA.verify("run folder")
+    from hydra.core.hydra_config import HydraConfig
+
+    return list(HydraConfig.get().overrides.task)
+
+
 class Composer:
     """Compose configurations from one folder and additional folders. `composer` creates it."""
 
@@ -202,9 +210,14 @@ class ParsedOverride:
         return bool(self.override.is_discrete_sweep())
 
     @property
+    def is_sweep(self) -> bool:
+        """True for a sweep of any kind."""
+        return bool(self.override.is_sweep_override())
+
+    @property
     def is_interval(self) -> bool:
         """True for a sweep over an interval, which has no single values."""
-        return bool(self.override.is_sweep_override()) and not self.is_discrete_sweep
+        return self.is_sweep and not self.is_discrete_sweep
 
     def choices(self) -> Iterator[str]:
         """Yield one override for each value of a discrete sweep."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from fedlearn.core.command_line import (
 from fedlearn.errors import FedlearnError
 from fedlearn.runner.builders import BuildError
 from fedlearn.runner.callbacks import build_callbacks
-from fedlearn.runner.compat import command_line_parser, run_command_line, run_folder
+from fedlearn.runner.compat import command_line_parser, job_overrides, parse_override, run_command_line, run_folder
 from fedlearn.runner.compose import CONF_DIR, Job, compose, with_custom_targets
 from fedlearn.runner.config import Plan, build_plan
 from fedlearn.runner.dry_run import is_dry_run, print_dry_run, refuse_dry_run
@@ -40,6 +41,7 @@ from fedlearn.runner.run_folder import LOG_FILE, locked_run_folder, reserve_run_
 from fedlearn.runner.run_mode import SIMULATION, RunMode
 from fedlearn.runner.training_data import write_data_digests, write_held_out_rows
 
+MAX_FOLDER_NAME = 100  # characters; the number of the job at the start keeps names distinct
 log = logging.getLogger(__name__)
 
 
@@ -148,11 +150,16 @@ def _build_plan(cfg: DictConfig) -> Plan | None:
 
 def _sweep(args: Namespace, first: Job) -> int:
     """Run the jobs of a sweep in order. A failed job does not stop the others; Ctrl-C does."""
-    codes = [DONE]
+    codes, fixed = (
+        [DONE],
+        [override.setting for text in args.overrides for override in parse_override(text) if not override.is_sweep],
+    )
 
     def job(cfg: DictConfig) -> float:
-        folder = run_folder()
-        outcome = RunOutcome(exit_code=FAILED)
+        created, outcome = run_folder(), RunOutcome(exit_code=FAILED)
+        varied = [override for override in job_overrides() if _key(override) not in fixed]
+        folder = job_folder(created, varied)
+        sys.stdout.write(f"job {created.name}: {', '.join(varied) or 'no setting varies'}\n")
 
         def body() -> int:
             nonlocal outcome
@@ -162,13 +169,34 @@ def _sweep(args: Namespace, first: Job) -> int:
         codes.append(exit_code(body))
         if codes[-1] == STOPPED:
             raise KeyboardInterrupt
-        with suppress(OSError):  # remove the empty folder that Hydra created for a refused job
-            folder.rmdir()
+        with suppress(OSError):  # remove the empty folder that Hydra created
+            created.rmdir()
         return outcome.score
 
     folder = reserve_sweep_folder(first.sweep_folder, chosen=first.chosen)
     args.overrides.append(f"hydra.sweep.dir={_quoted(str(folder))}")
     return max(_hydra(args, job), *codes)
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+").partition("=")[0]
+
+
+def job_folder(created: Path, varied: Sequence[str]) -> Path:
+    """Return the run folder of a job, whose name has the number of the job and the settings that vary.
+
+    A folder that the user named with ``hydra.sweep.subdir`` keeps its name.
+
+    >>> job_folder(Path("multirun/3"), ["strategy=fedprox", "local.learning_rate=0.1"]).name
+    '3_strategy=fedprox_learning_rate=0.1'
+    """
+    if not created.name.isdigit() or not varied:
+        return created
+    short = "_".join(
+        text.lstrip("+").rpartition("=")[0].rpartition(".")[2] + "=" + text.rpartition("=")[2] for text in varied
+    )
+    plain = re.sub(r"[^\w.=,-]+", "-", short)
+    return created.with_name(f"{created.name}_{plain}"[:MAX_FOLDER_NAME])
 
 
 def _quoted(text: str) -> str:

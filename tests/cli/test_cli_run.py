@@ -86,7 +86,12 @@ def test_two_runs_started_at_the_same_moment_never_share_a_folder(here):
 def test_a_sweep_runs_every_combination_in_a_folder_of_its_own(here, summary, capsys):
     assert main(["-m", "scenario=diabetes", "rounds=1", "report=false", "seed=1,2", "strategy=fedavg,fedprox"]) == 0
     (sweep,) = (here / "multirun").iterdir()
-    summaries = [summary(sweep / str(job)) for job in range(4)]
+    folders = sorted(path for path in sweep.iterdir() if path.is_dir())
+    assert [folder.name for folder in folders] == [
+        "0_seed=1_strategy=fedavg", "1_seed=1_strategy=fedprox", "2_seed=2_strategy=fedavg", "3_seed=2_strategy=fedprox"
+    ]  # fmt: skip
+    assert "job 3: seed=2, strategy=fedprox" in capsys.readouterr().out
+    summaries = [summary(folder) for folder in folders]
     assert {(one["seed"], one["strategy"]) for one in summaries} == {
         (1, "fedavg"), (1, "fedprox"), (2, "fedavg"), (2, "fedprox")
     }  # fmt: skip
@@ -96,8 +101,9 @@ def test_a_job_of_a_sweep_that_fails_does_not_stop_the_others(here, summary, cap
     words = ["-m", "scenario=diabetes", "rounds=1", "report=false", "strategy.clients_per_round=99,2"]
     assert main(words) == 2
     (sweep,) = (here / "multirun").iterdir()
-    assert not (sweep / "0").exists()
-    assert summary(sweep / "1")["status"] == "done"
+    (folder,) = (path for path in sweep.iterdir() if path.is_dir())
+    assert folder.name == "1_clients_per_round=2"
+    assert summary(folder)["status"] == "done"
     assert "at most 10, the number of clients" in capsys.readouterr().err
 
 
