@@ -211,6 +211,7 @@ def folder(
             length=text_length,
             layout=layout,
             split=split_settings,
+            columns={"target": target, "text": text, "client": client, "split": split, "group": group},
             has_all_clients=not deployed,
         )
         place, build = Path(str(path)).expanduser(), {"model": model, "framework": framework, "device": device}

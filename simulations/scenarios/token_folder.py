@@ -47,6 +47,7 @@ class TokenSettings:
         length: tokens of a sentence; longer sentences are cut.
         layout: meaning of each folder, see `fedlearn.data.table_places.table_places`; None infers it.
         split: use of validation files, and clients that never train.
+        columns: values of settings that name columns of a table; they are refused.
         has_all_clients: False at a real node, which needs ``classes``.
     """
 
@@ -55,6 +56,7 @@ class TokenSettings:
     length: int = 128
     layout: str | None = None
     split: SplitSettings = field(default_factory=SplitSettings)
+    columns: Mapping[str, Any] = field(default_factory=dict)
     has_all_clients: bool = True
 
 
@@ -84,9 +86,8 @@ def token_folder(
         SettingError: a setting does not fit the files.
         DataError: a file cannot be read; the message names the file and the line.
     """
-    columns = settings.split.columns
-    fix = "scenario.split=null scenario.group=null"
-    require(not columns, "split", ", ".join(columns), "null, because CoNLL files have no names of columns", fix)
+    for name, value in settings.columns.items():
+        require(not value, name, value, "null, because the columns of CoNLL files have no names", f"{name}=null")
     inputs = TokenInputs(length=settings.length)
     files = _files(path)
     sentences_by_file = [list(read_sentences(file)) for file in files]
@@ -135,6 +136,9 @@ def _network(inputs: TokenInputs) -> Network:
 def _files(path: Path) -> list[Path]:
     if not path.exists():
         raise DataError(f"scenario.path is {path}: no such file or folder\n  advice    an absolute path")
+    if path.is_file() and path.name.lower().endswith((".csv", ".csv.gz", ".parquet")):
+        expected = "a CoNLL file: a token and its tag per line, and an empty line between sentences"
+        raise DataError(f"{path} is a table\n  expected  {expected}\n  advice    save the sentences as sentences.conll")
     files = [path] if path.is_file() else [file for file in list_files(path) if is_token_file(file)]
     if not files:
         raise DataError(f"{path} has no CoNLL file\n  advice    a file north.conll or north.txt for each client")

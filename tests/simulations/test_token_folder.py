@@ -95,6 +95,9 @@ def test_names_of_files_are_clients_or_splits(tmp_path):
     with pytest.raises(SettingError, match="no file names a client"):
         folder(path=tmp_path / "all.conll", **SETTINGS)
     assert len(folder(path=tmp_path / "all.conll", partition="iid", **SETTINGS).data.clients) == 10
+    write(tmp_path / "all.csv")
+    with pytest.raises(DataError, match="is a table"):
+        folder(path=tmp_path / "all.csv", **SETTINGS)
 
 
 def test_long_sentences_are_cut_in_training_and_refused_in_prediction(sites):
@@ -112,9 +115,11 @@ def test_a_node_needs_the_tags_and_a_coordinator_knows_the_model(sites):
     assert declared_model(SETTINGS) is None
 
 
-@pytest.mark.parametrize("change", [{"model": "mlp"}, {"text_length": 0}, {"classes": ["O"]}, {"group": "x"}])
+@pytest.mark.parametrize(
+    "change", [{"model": "mlp"}, {"text_length": 0}, {"classes": ["O"]}, {"group": "x"}, {"target": "tag"}]
+)
 def test_settings_that_do_not_fit_are_refused(sites, change):
-    with pytest.raises(SettingError, match=f"{'split' if 'group' in change else next(iter(change))} "):
+    with pytest.raises(SettingError, match=f"{next(iter(change))} "):
         folder(path=sites, **{**SETTINGS, **change})
 
 
