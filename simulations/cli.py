@@ -41,6 +41,9 @@ COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {  # title -> command ->
         "deploy status": ("fedlearn.deploy.status", "show the nodes and runs of a federation"),
         "deploy cancel": ("fedlearn.deploy.cancel", "stop a run after its round"),
     },
+    "Shell": {
+        "completion": ("simulations.completion", "print a script that completes commands and settings"),
+    },
     "Flower": {
         "flower run": ("fedlearn.flower.run", "run a Flower app in this process, without Ray"),
     },
