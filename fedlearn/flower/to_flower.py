@@ -83,8 +83,8 @@ def _refuse_client_work(strategy: Strategy) -> None:
         )
     if strategy.privacy_guarantee is not None or any(stage.event is not None for stage in strategy.stages):
         raise CompositionError(
-            "the strategy claims privacy, but a ClientApp does not enforce the bounds that the claim needs\n"
-            "  advice    use python -m fedlearn.deploy.submit, or differential privacy of Flower"
+            "the strategy claims privacy, but a ClientApp does not enforce its bounds\n"
+            "  advice    python -m fedlearn.deploy.submit, or differential privacy of Flower"
         )
     for number, stage in enumerate(strategy.stages):
         if stage.client != identity or stage.codec is not None:
