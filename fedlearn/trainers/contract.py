@@ -135,6 +135,8 @@ def require_inputs(examples: Examples) -> None:
 def require_targets(examples: Examples, task: Task, num_outputs: int, remedies: Remedies) -> None:
     """Require targets that fit the task and the number of outputs."""
     y = np.asarray(examples.y)
+    if task.has_classes and y.ndim > task.example_arrays(2)[1].ndim:  # a class for each position; -1 is padding
+        y = y[y >= 0]
     fix = "task='multiclass'" if task.name == "binary" else "a target column for this task"
     try:
         targets = task.targets(y)
@@ -210,7 +212,8 @@ def require_outputs(
     keeps_rows = len(shape) > 0 and shape[0] == num_examples
     require(keeps_rows, "module", value, expected, "outputs that keep the first axis of x")
     fix = "outputs[:, -1] or outputs.mean(1) at the end of the model" if axes == 2 else "outputs with more axes"
-    require(len(shape) == axes, "module", value, expected, fix)
+    is_sequence = has_custom_loss and task.has_classes and len(shape) > axes  # a class for each position
+    require(len(shape) == axes or is_sequence, "module", value, expected, fix)
     require(dtype == "float32", "module", f"a model with outputs in {dtype}", "float32 outputs", remedies.as_float)
     _require_num_outputs(shape[task.class_axis], task, has_custom_loss, remedies)
 
