@@ -35,7 +35,7 @@ reveal_type(fedlearn.JaxTrainer)
 reveal_type(fedlearn.robust.trimmed_mean)
 reveal_type(from_datasets)
 number: int = fedlearn.mean()
-TorchTrainer(None, task="no_such_task")
+TorchTrainer(None, task=3)
 fedlearn.no_such_name
 """
 EXPECTED = [

@@ -34,7 +34,12 @@ class TensorBoard(Callback):
         """Open the event file, and write the settings."""
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(run.folder / FOLDER), purge_step=run.start_round + 1)
+        self._writer = SummaryWriter(
+            # a new file for each part of a run, also for two parts in one second
+            str(run.folder / FOLDER),
+            purge_step=run.start_round + 1,
+            filename_suffix=f".{run.start_round}",
+        )
         if not run.start_round:
             lines = [f"    {name}: {value}" for name, value in _leaves(run.config, "")]
             self._writer.add_text("settings", "\n".join(lines), 0)

@@ -71,7 +71,11 @@ def with_custom_targets(overrides: Sequence[str]) -> list[str]:
     keys = {_key(override) for override in overrides}
     custom = [group for group in OPTIONS_WITHOUT_SETTINGS if f"{group}._target_" in keys]
     groups = ("model.", *(f"{group}." for group in custom))
-    chosen = [word for group in custom if group not in keys for word in OPTIONS_WITHOUT_SETTINGS[group]]
+    chosen = []
+    for group in custom:
+        option, *removals = OPTIONS_WITHOUT_SETTINGS[group]
+        chosen += [option] if group not in keys else []
+        chosen += removals if group not in keys or option in overrides else []
     return [*chosen, *(f"++{text.lstrip('+')}" if _key(text).startswith(groups) else text for text in overrides)]
 
 
@@ -96,7 +100,8 @@ def compose(args: Namespace) -> list[Job]:
 def _job(hydra: Composer, args: Namespace, overrides: list[str]) -> Job:
     def load(overrides: list[str]) -> DictConfig:
         name = args.config_name or "config"
-        return hydra.compose(name, overrides)
+        without = [f"~{group}" for group in getattr(args, "without", ())]  # groups that an object replaces
+        return hydra.compose(name, [*without, *overrides])
 
     try:
         cfg = load(overrides)

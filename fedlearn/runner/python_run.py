@@ -135,8 +135,8 @@ def _compose(values: dict[str, Any], parts: Parts, folder: str | Path | None, co
     replaced: dict[str, Any] = {"run_name": "/".join(map(str, default.values()))} if any(names.values()) else {}
     replaced |= {"framework": parts.scenario.trainer.framework} if parts.scenario is not None else {}
     replaced |= {"hydra.run.dir": folder} if folder is not None else {}
-    removed = ["~scenario"] if parts.scenario is not None else []
-    args.overrides = with_custom_targets([*removed, *override_texts({**replaced, **values})])
+    args.without = ["scenario"] if parts.scenario is not None else []
+    args.overrides = with_custom_targets(override_texts({**replaced, **values}))
     (job,) = compose(args)
     with open_dict(job.cfg):
         for group in KINDS:

@@ -129,7 +129,8 @@ def _build(
     guess = did_you_mean(model, known) if isinstance(model, str) else None
     expected = f"one of {', '.join(known)}, or a module of the chosen framework"
     shown = model if isinstance(model, str) else f"a {type(model).__name__}"  # not the layers of a module
-    fix = f"model={guess or 'mlp'}" if isinstance(model, str) else "model=mlp"
+    other = "jax" if modules.__name__.endswith("torch") else "torch"
+    fix = f"model={guess or 'mlp'}" if isinstance(model, str) else f"framework={other}"
     raise SettingError("model", shown, expected, fix)
 
 

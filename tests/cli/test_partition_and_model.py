@@ -36,11 +36,14 @@ CODE = """
                     for k in range(self.num_clients)]
 
     class Net(nn.Module):
-        def __init__(self, hidden=3, inputs=10):
+        def __init__(self, hidden=3, inputs=10, largest=1000):
             super().__init__()
+            self.largest = largest
             self.layers = nn.Sequential(nn.Linear(inputs, hidden), nn.Linear(hidden, 1))
 
         def forward(self, x):
+            if len(x) > self.largest:
+                raise RuntimeError("this batch is too large")
             return self.layers(x)
 
     def number():
@@ -181,7 +184,7 @@ def test_an_engine_of_a_user_gets_no_settings_of_the_default_engine(own_code):
 
 def test_the_log_of_a_round_that_fails_has_the_traceback_of_a_client(own_code):
     pytest.importorskip("torch")
-    words = ["scenario=diabetes", "model._target_=my_parts.Net", "model.inputs=4", "allow_targets=[my_parts]"]
+    words = ["scenario=diabetes", "model._target_=my_parts.Net", "model.largest=9", "allow_targets=[my_parts]"]
     assert main([*words, "partition.num_clients=3", "rounds=1", "report=false", "hydra.run.dir=run"]) == 3
     assert "my_parts.py" in (own_code / "run/run.log").read_text()
 

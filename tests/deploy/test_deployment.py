@@ -152,7 +152,9 @@ def test_training_that_raises_has_a_reference_in_the_run_folder_and_its_reason_i
     for text in (run.text, (run.folder / "run.log").read_text()):
         assert "the scanner is switched off" not in text
         reference = re.search(r"local training failed \(reference (\w+) in the log of the node\)", text)[1]
-        assert any(f"reference {reference}: RuntimeError: the scanner is switched off" in log for log in logs())
+        assert any(
+            f"reference {reference}: " in log and "RuntimeError: the scanner is switched off" in log for log in logs()
+        )
     failed = {failure["client"] for line in run.lines for failure in line["failures"]}
     assert failed == {1, 3}
 

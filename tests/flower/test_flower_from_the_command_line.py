@@ -41,6 +41,6 @@ def test_what_is_misspelt_or_not_a_strategy_is_refused_by_name(outcome):
     code, _, told = outcome("strategy=flower", f"{FLOWER}.Krum", "+strategy.flower.num_malicius_nodes=2")
     assert (code, "strategy.flower.num_malicious_nodes=2" in told) == (2, True)
     code, _, told = outcome("strategy=flower", "strategy.flower._target_=flwr.simulation.run_simulation")
-    assert (code, "an installed option or a part of a strategy" in told) == (2, True)
+    assert (code, "an installed option, a part of a strategy" in told) == (2, True)
     code, _, told = outcome("strategy=flower", "+strategy.flower.min_available_nodes=99")
     assert (code, "at most 20" in told) == (2, True)

@@ -800,7 +800,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "    for path, node in targets:\n        name = ",
         "    for path, node in targets[:1]:\n        name = ",
         REGISTRY + "test_a_configuration_names_no_other_function_of_the_library_at_any_depth",
-        also=(Change(BUILDERS, "if not callable(target) or not (is_known or _is_in(home, allow)):", "if False:"),),
+        also=(
+            Change(BUILDERS, "if not callable(target) or not (is_known or is_in_modules(home, allow)):", "if False:"),
+        ),
     ),
     fault(
         "settings: each function of the library is a builder",

@@ -103,7 +103,9 @@ def test_a_callback_sees_each_round_and_can_end_the_run():
 
 def test_a_failed_run_raises_with_its_folder():
     def fail(outputs, y):
-        raise RuntimeError("no loss today")
+        if len(outputs) > 9:  # the check before the first round has fewer examples
+            raise RuntimeError("no loss today")
+        return (outputs[:, 0] - y) ** 2
 
     with pytest.raises(RunFailed, match="no loss today") as caught:
         fedlearn.run(my_scenario(fail), fedavg(), rounds=2, folder="failed", **QUIET)

@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from fedlearn.errors import DataError
+from fedlearn.errors import DataError, SettingError
 from fedlearn.runner.evaluation.subgroups import require_subgroups
 from simulations.scenarios.folder import folder
 
@@ -37,10 +37,10 @@ def test_cells_belong_to_the_rows_of_the_test_examples(tmp_path):
         assert scenario.data.test(client).y.tolist() == expected.tolist()
 
 
-def test_an_ignored_column_that_is_absent_and_changed_files_are_refused_at_the_start(tmp_path):
+def test_an_absent_column_and_changed_files_are_refused_at_the_start(tmp_path):
     path = write_rows(tmp_path / "rows.csv")
-    scenario = folder(path=path, target="relapse", client="site", ignore=["sex"])
-    with pytest.raises(DataError, match="sex"):
+    scenario = folder(path=path, target="relapse", client="site")
+    with pytest.raises(SettingError, match="subgroups is sex"):
         require_subgroups(scenario, ["sex"])
     write_rows(path, count=30)
     with pytest.raises(DataError, match="30 rows, but they had 40 rows"):

@@ -101,7 +101,7 @@ def test_a_module_of_the_other_framework_is_refused():
     from torch import nn
 
     pytest.importorskip("flax")
-    with pytest.raises(SettingError, match=r"a Linear\n.*chosen framework\n.*framework=torch"):
+    with pytest.raises(SettingError, match=r"a Linear\n.*chosen framework\n.*framework='torch'"):
         build_trainer(nn.Linear(4, 10), images((4,)), input_shape=(4,), framework="jax")
 
 

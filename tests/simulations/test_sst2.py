@@ -458,7 +458,7 @@ def test_scenarios_of_hashed_words_have_the_pretrained_encoder_too(shelf):
 def test_an_unknown_model_is_named_with_those_there_are(shelf):
     from simulations.scenarios.sst2 import sst2
 
-    with pytest.raises(SettingError, match=r"one of minilm, cnn, bilstm, transformer(.|\n)*model=minilm"):
+    with pytest.raises(SettingError, match=r"one of minilm, cnn, bilstm, lstm, gru, transformer(.|\n)*model='minilm'"):
         sst2(model="minilmm", length=6, partition=Iid(num_clients=2))
 
 

@@ -193,7 +193,7 @@ def test_who_has_no_femnist_is_told_how_it_is_made(tmp_path):
 
 
 def test_an_unknown_variant_is_named():
-    with pytest.raises(SettingError, match="variant=fashion"):
+    with pytest.raises(SettingError, match="variant='fashion'"):
         mnist(variant="fashon")
 
 

@@ -165,10 +165,11 @@ def test_calibrated_logits_help_where_labels_are_skewed_and_clients_train_long(s
 
 
 def test_calibrated_logits_are_refused_where_there_are_no_classes(small):
+    from fedlearn.core.tasks import as_task
     from fedlearn.trainers.base import class_counts
 
     with pytest.raises(SettingError, match="a scenario with classes"):
-        class_counts(LinearTrainer(1), "regression", None, ())
+        class_counts(LinearTrainer(1), as_task("regression"), None, ())
 
 
 def test_where_training_begins_is_where_an_update_is_counted_from(skewed):

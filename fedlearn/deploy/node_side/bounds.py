@@ -27,6 +27,7 @@ DEFAULT_BOUNDS: Mapping[str, tuple[int, int]] = {
     "concurrency": (1, 10_000),
     "factors": (1, 1_024),
     "head_epochs": (1, 100),
+    "image_channels": (1, 4),
     "image_size": (1, 1_024),
     "layers": (0, 100),
     "length": (1, 4_096),
@@ -55,6 +56,7 @@ DEFAULT_BOUNDS: Mapping[str, tuple[int, int]] = {
     "shift": (0, 1_024),
     "size": (1, 10_000),
     "test_windows": (1, 1_000_000),
+    "text_length": (1, 4_096),
     "threshold": (1, 1_000_000),
 }
 OTHER_NUMBERS = (-1_000_000_000, 1_000_000_000)  # real numbers, and settings of builders that an operator has added

@@ -61,7 +61,8 @@ def require_module(module: Any) -> None:
         raise SettingError("module", f"the class {module.__name__}", "an object", f"{module.__name__}()")
     kind = f"{type(module).__module__}.{type(module).__qualname__}"
     expected = "a flax.linen.Module; modules of flax.nnx, equinox and torch have other parameters"
-    require(isinstance(module, nn.Module), "module", f"a {kind}", expected, "flax.linen.Dense(1)")
+    is_linen = isinstance(module, nn.Module) or isinstance(getattr(module, "module", None), nn.Module)  # or a wrapper
+    require(is_linen, "module", f"a {kind}", expected, "flax.linen.Dense(1)")
 
 
 def initial_shapes(module: nn.Module, keys: Any, input_shape: Sequence[int], **mode: Any) -> Any:

@@ -113,9 +113,9 @@ class PartiallyFrozenModule:
         outputs: jax.Array = self.module(x_BT, train=train)
         return outputs
 
-    def init(self, *args: Any) -> Any:
+    def init(self, *args: Any, **options: Any) -> Any:
         """Return the initial variables without the frozen parameters."""
-        variables = self.module.init(*args)
+        variables = self.module.init(*args, **options)
         leaves = flatten_dict(variables["params"])
         return {**variables, "params": unflatten_dict({k: v for k, v in leaves.items() if k not in self._frozen})}
 
