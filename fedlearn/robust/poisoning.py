@@ -406,6 +406,8 @@ def _poisoning(
 ) -> Poisoning:
     is_share = is_number(fraction, at_least=0, below=1)
     require(is_share, "fraction", fraction, "a share of all clients in [0, 1)", "fraction=0.2")
+    is_list = trusted is None or (isinstance(trusted, Sequence) and not isinstance(trusted, str))
+    require(is_list, "trusted", trusted, "null, or a list of client ids", "'trusted=[0]'")
     trusted_clients = [] if trusted is None else list(trusted)
     are_ids = all(is_count(client, at_least=0) for client in trusted_clients)
     require(are_ids, "trusted", trusted, "null, or a list of client ids", "'trusted=[0]'")

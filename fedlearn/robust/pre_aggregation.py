@@ -37,9 +37,10 @@ def with_pre_aggregation(
         SettingError: the rule reads ids, losses or extra vectors of single clients, or has a root dataset. A mixture
             has none of these.
     """
+    is_strategy, fix = isinstance(rule, Strategy), "strategy.rule._target_=strategies.krum"
+    require(is_strategy, "strategy.rule", rule, "null, or a strategy with a robust rule", fix)
     needs_updates_only = not rule.aggregate.reads and not rule.local.evaluate_models and rule.root is None
     expected = "a strategy that uses updates only, because a mixture of updates has no client id and no loss"
-    fix = "strategy.rule._target_=strategies.krum"
     require(needs_updates_only, "strategy.rule", "one that needs more", expected, fix)
 
     def mix_and_aggregate(updates: Updates, state: State, context: Context) -> tuple[Array, State]:

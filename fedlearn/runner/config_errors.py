@@ -126,6 +126,7 @@ def no_such_setting(key: str, hydra: Composer, overrides: Sequence[str], load: C
     lines = [f"{typed} is not a setting"]
     lines += [f"  did you mean {_typed_setting(near, value)}?"] if near else []
     lines += [f"  expected  one of {', '.join(known)}"] if known else []
+    lines += [] if near else [f"  advice    remove {key}"]
     return "\n".join(lines)
 
 
