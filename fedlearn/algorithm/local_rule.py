@@ -152,7 +152,7 @@ def parameter_patterns(names: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         SettingError: there is no pattern, or a pattern is not a text.
     """
-    patterns = (names,) if isinstance(names, str) else tuple(names)
+    patterns = (names,) if isinstance(names, str) else tuple(names) if isinstance(names, Sequence) else ()
     is_valid = bool(patterns) and all(isinstance(name, str) and name for name in patterns)
     require(
         is_valid, "personal_parameters", names, "one or more patterns of parameter names", "'personal_parameters=out.*'"

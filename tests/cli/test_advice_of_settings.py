@@ -41,7 +41,8 @@ def apply(words: Sequence[str], fix: str) -> list[str]:
     settings = [word for word in new if "=" in word]
     replaced = {key(word) for word in settings}
     options = [word for word in new if word not in settings]
-    kept = [word for word in words if key(word) not in replaced]
+    # another option of a group has other settings
+    kept = [word for word in words if key(word) not in replaced and key(word).partition(".")[0] not in replaced]
     return [*options, *kept, *settings]
 
 
