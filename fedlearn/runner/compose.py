@@ -68,7 +68,7 @@ def with_custom_targets(overrides: Sequence[str]) -> list[str]:
     >>> with_custom_targets(["partition._target_=my_code.Mine", "model.hidden=3", "seed=2"])
     ['partition=custom', '++partition._target_=my_code.Mine', '++model.hidden=3', 'seed=2']
     """
-    keys = {_key(override) for override in overrides}
+    keys = {setting_of(override) for override in overrides}
     custom = [group for group in OPTIONS_WITHOUT_SETTINGS if f"{group}._target_" in keys]
     groups = ("model.", *(f"{group}." for group in custom))
     chosen = []
@@ -76,10 +76,11 @@ def with_custom_targets(overrides: Sequence[str]) -> list[str]:
         option, *removals = OPTIONS_WITHOUT_SETTINGS[group]
         chosen += [option] if group not in keys else []
         chosen += removals if group not in keys or option in overrides else []
-    return [*chosen, *(f"++{text.lstrip('+')}" if _key(text).startswith(groups) else text for text in overrides)]
+    return [*chosen, *(f"++{text.lstrip('+')}" if setting_of(text).startswith(groups) else text for text in overrides)]
 
 
-def _key(override: str) -> str:
+def setting_of(override: str) -> str:
+    """Return the setting or group that an override names."""
     return override.lstrip("+").partition("=")[0]
 
 
@@ -121,7 +122,7 @@ def _job(hydra: Composer, args: Namespace, overrides: list[str]) -> Job:
     refuse_unread_settings(cfg, overrides, partial(no_such_setting, hydra=hydra, overrides=overrides, load=load))
     key = "hydra.sweep.dir=" if in_sweep else "hydra.run.dir="
     chosen = any(override.startswith(key) for override in overrides)
-    if not any(_key(override) == "allow_targets" for override in overrides):
+    if not any(setting_of(override) == "allow_targets" for override in overrides):
         require_consent(listed_modules(cfg))
     return Job(cfg=cfg, folder=folder, sweep_folder=sweep_folder, chosen=chosen, is_sweep=in_sweep, choices=choices)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from fedlearn.advice import quote_value
 from fedlearn.callbacks.run_history import METRICS_FILE
 from fedlearn.core.command_line import (
     BAD_CONFIGURATION,
@@ -27,7 +28,7 @@ from fedlearn.errors import FedlearnError
 from fedlearn.runner.builders import BuildError
 from fedlearn.runner.callbacks import build_callbacks
 from fedlearn.runner.compat import command_line_parser, job_overrides, parse_override, run_command_line, run_folder
-from fedlearn.runner.compose import CONF_DIR, Job, compose, with_custom_targets
+from fedlearn.runner.compose import CONF_DIR, Job, compose, setting_of, with_custom_targets
 from fedlearn.runner.config import Plan, build_plan
 from fedlearn.runner.dry_run import is_dry_run, print_dry_run, refuse_dry_run
 from fedlearn.runner.environment import set_environment
@@ -157,7 +158,7 @@ def _sweep(args: Namespace, first: Job) -> int:
 
     def job(cfg: DictConfig) -> float:
         created, outcome = run_folder(), RunOutcome(exit_code=FAILED)
-        varied = [override for override in job_overrides() if _key(override) not in fixed]
+        varied = [override for override in job_overrides() if setting_of(override) not in fixed]
         folder = job_folder(created, varied)
         sys.stdout.write(f"job {created.name}: {', '.join(varied) or 'no setting varies'}\n")
 
@@ -174,12 +175,8 @@ def _sweep(args: Namespace, first: Job) -> int:
         return outcome.score
 
     folder = reserve_sweep_folder(first.sweep_folder, chosen=first.chosen)
-    args.overrides.append(f"hydra.sweep.dir={_quoted(str(folder))}")
+    args.overrides.append(f"hydra.sweep.dir={quote_value(str(folder))}")
     return max(_hydra(args, job), *codes)
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+").partition("=")[0]
 
 
 def job_folder(created: Path, varied: Sequence[str]) -> Path:
@@ -197,12 +194,6 @@ def job_folder(created: Path, varied: Sequence[str]) -> Path:
     )
     plain = re.sub(r"[^\w.=,-]+", "-", short)
     return created.with_name(f"{created.name}_{plain}"[:MAX_FOLDER_NAME])
-
-
-def _quoted(text: str) -> str:
-    """Return a value in quotes, so that the grammar of Hydra does not change it."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def _hydra(args: Namespace, job: Callable[[DictConfig], float | None]) -> int:
