@@ -301,15 +301,15 @@ def start(trainer):
 
 def brute_force(trainer, examples, clip):
     """Return the same sum from a loop over single examples, for a model without random numbers."""
-    total_D, params = np.zeros(trainer.layout.num_parameters), trainer._unflatten(start(trainer))
-    train = {"train": True} if trainer._takes_train else {}
+    total_D, params = np.zeros(trainer.layout.num_parameters), trainer._model.unflatten(start(trainer))
+    train = {"train": True} if trainer._model.takes_train else {}
 
     def loss(params, x, y):
         return trainer.loss(trainer.module.apply({"params": params}, x, **train), y)[0]
 
     gradient = jax.jit(jax.grad(loss))
     for n in range(len(examples)):
-        grad_D = trainer._flatten(gradient(params, examples.x[n : n + 1], examples.y[n : n + 1]), {})
+        grad_D = trainer._model.flatten(gradient(params, examples.x[n : n + 1], examples.y[n : n + 1]), {})
         grad_D = np.asarray(grad_D, np.float64)
         total_D += grad_D * min(1.0, clip / np.linalg.norm(grad_D))
     return total_D

@@ -1,0 +1,232 @@
+"""Take the local steps of clients in one compiled JAX program.
+
+Shapes: K clients in a block, D parameters, S local steps, B batch, F features, C outputs or classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from fedlearn.algorithm.local_rule import LocalRule
+from fedlearn.core.optimizers import STATE_PREFIX, STEPS
+from fedlearn.core.records import LocalSettings
+from fedlearn.trainers.jax.dp_sgd import clipped_gradient
+from fedlearn.trainers.jax.features import with_features
+from fedlearn.trainers.jax.flax_model import FlaxModel
+from fedlearn.trainers.jax.loss_changes import training_loss
+from fedlearn.trainers.jax.losses import Loss
+from fedlearn.trainers.jax.noise import add_noise
+from fedlearn.trainers.jax.optimizers import build_optimizer, clip_gradient, load_state, save_state
+
+# shares of a block already run in parallel; threads within a small matrix product would wait for each other
+SINGLE_THREAD_MATMUL = {"xla_cpu_multi_thread_eigen": False}
+
+
+class LocalSteps:
+    """Build the program that trains a block of clients.
+
+    Args:
+        model: the model.
+        loss: ``(outputs_BC, y_B) -> loss_B``.
+        task: name of the task.
+        device: device of JAX.
+    """
+
+    def __init__(self, model: FlaxModel, loss: Loss, task: str, device: str) -> None:
+        self.model, self.loss, self.task, self.device = model, loss, task, device
+        self._jit = getattr(model.module, "jit", jax.jit)
+
+    def compile(
+        self, batching: str, rule: LocalRule, local: LocalSettings, deployed: bool, layerwise: bool
+    ) -> Callable[..., tuple[jax.Array, jax.Array]]:
+        """Return the compiled program that trains a block of clients, for one rule and one set of local settings."""
+        private_gradient = self._private_gradient(local, deployed, layerwise) if local.example_dp else None
+
+        def fit_client(params_D: Any, broadcast: Any, x: jax.Array, y: jax.Array, client_inputs: Any) -> Any:
+            (rows_SB, num_steps, client, size, x_start, y_start, *rest) = client_inputs
+            client_state, start_D, (counts_C, weights_C, previous_D), seeds, rates_S, kept = rest
+            optimizer = build_optimizer(local, rates_S)
+            loss = training_loss(self.loss, self.task, local, weights_C) if local.changes_loss else self.loss
+            params, start_D = self.model.unflatten(params_D), params_D if start_D is None else start_D
+            penalty = rule.feature_penalty and partial(self._penalty, rule, (params_D, previous_D))
+            adjust = partial(_adjust, rule, counts_C)
+            gradient_of = private_gradient or partial(self._gradient, local.micro_batch_size, loss, adjust, penalty)
+            start, stats = self.model.unflatten(start_D), self.model.unflatten_statistics(start_D)
+            vectors = {name: self.model.unflatten(v_D) for name, v_D in {**client_state, **broadcast}.items()}
+            names = list(vectors)
+            roots = [jax.random.wrap_key_data(seed, impl="threefry2x32") for seed in seeds]
+            keys = [jax.random.fold_in(root, client) for root in roots]
+
+            def correct(g: Any, w: Any, w_global: Any, *leaves: Any) -> Any:
+                return rule.correct(g, w, w_global, **dict(zip(names, leaves, strict=True)))
+
+            def step(s: jax.Array, carry: Any) -> Any:
+                weights, stats, state, total = carry
+                rows_B = rows_SB[s]
+                real_B = rows_B >= 0
+                batch = (_rows(x, x_start + rows_B, real_B), _rows(y, y_start + rows_B, real_B), real_B)
+                draws = [jax.random.fold_in(key, s) for key in keys]
+                gradient, loss_sum, stats = gradient_of((weights, stats), *batch, draws, size)
+                if local.max_grad_norm is not None:
+                    gradient = clip_gradient(local.max_grad_norm, gradient)
+                gradient = jax.tree.map(correct, gradient, weights, params, *vectors.values())
+                change, state = optimizer.update(gradient, state, weights)
+                return optax.apply_updates(weights, change), stats, state, total + loss_sum
+
+            first = (start, stats, self._optimizer_state(rule, optimizer.init(start), kept), jnp.zeros(()))
+            weights, new_stats, state, total = lax.fori_loop(0, num_steps, step, first)
+            delta, stats_delta = jax.tree.map(jnp.subtract, (weights, new_stats), (start, stats))
+            return self.model.flatten(delta, stats_delta), total, self._kept_vectors(rule, state, stats)
+
+        def block(params_D: Any, broadcast: Any, x: Any, y: Any, *per_client: Any) -> Any:
+            fit = partial(fit_client, params_D, broadcast, x, y)
+            in_turn = batching == "map" or (deployed and local.example_dp)  # vmap does not support the callback
+            return lax.map(fit, per_client) if in_turn else jax.vmap(fit)(per_client)
+
+        return self._jit(block, compiler_options=SINGLE_THREAD_MATMUL if self.device == "cpu" else None)
+
+    def _optimizer_state(self, rule: LocalRule, state: Any, kept: Mapping[str, jax.Array]) -> Any:
+        """Return the optimizer state in which a client starts: a new one, or the one that it has kept."""
+        if not rule.optimizer_state:
+            return state
+        vectors = {name.removeprefix(STATE_PREFIX): self.model.unflatten(kept[name]) for name in rule.optimizer_state}
+        return load_state(state, vectors, kept[STEPS][0])
+
+    def _kept_vectors(self, rule: LocalRule, state: Any, stats: Any) -> dict[str, jax.Array]:
+        """Return the optimizer state that a client keeps, as flat vectors; empty if it keeps none."""
+        if not rule.optimizer_state:
+            return {}
+        (vectors, steps), zeros = save_state(state), jax.tree.map(jnp.zeros_like, stats)
+        flat = {f"{STATE_PREFIX}{name}": self.model.flatten(vector, zeros) for name, vector in vectors.items()}
+        return {**flat, STEPS: steps.reshape(1)}
+
+    def _gradient(
+        self,
+        micro_size: int | None,
+        loss: Loss,
+        adjust: Any,
+        penalty: Any,
+        model: Any,
+        x: Any,
+        y: Any,
+        real_B: Any,
+        keys: Any,
+        size: Any,
+    ) -> tuple[Any, jax.Array, Any]:
+        """Return the gradient of the mean loss, the total loss, and the statistics after the batch.
+
+        Args:
+            micro_size: examples per forward pass; None for the whole batch.
+            loss: ``(outputs_BC, y_B) -> loss_B``.
+            adjust: changes the outputs before the loss.
+            penalty: ``(x_B, features_BF) -> penalty_B`` to add to the losses, or None.
+            model: weights and statistics.
+            x: inputs of the batch.
+            y: targets of the batch.
+            real_B: True for examples, False for padding.
+            keys: random keys of the model and of the noise.
+            size: number of examples of the client; not used here.
+        """
+        weights, stats = model
+        count = jnp.sum(real_B)
+
+        def mean_loss(weights: Any, stats: Any, key: Any, x: Any, y: Any, real_B: Any) -> Any:
+            losses_B, new_stats = self._losses(weights, stats, x, y, real_B, key, loss, adjust, penalty)
+            total = jnp.sum(jnp.where(real_B, losses_B, 0.0))
+            return total / count, (total, new_stats)
+
+        gradient_of = jax.grad(mean_loss, has_aux=True)
+        if micro_size is not None and micro_size < len(real_B):
+            return _split_gradient(gradient_of, micro_size, model, keys[0], (x, y, real_B))
+        gradient, (total, new_stats) = gradient_of(weights, stats, keys[0], x, y, real_B)
+        return gradient, total, new_stats
+
+    def _private_gradient(
+        self, local: LocalSettings, deployed: bool, layerwise: bool
+    ) -> Callable[..., tuple[Any, jax.Array, Any]]:
+        """Return the gradient function of DP-SGD: the sum of clipped gradients plus noise, over the expected batch."""
+        dp = local.example_dp
+        assert dp is not None
+        clipped = clipped_gradient(self.private_losses, clip=dp.clip, layerwise=layerwise)
+
+        def gradient_of(model: Any, x: Any, y: Any, real_B: Any, keys: Any, size: Any) -> tuple[Any, jax.Array, Any]:
+            total, loss_sum = clipped(model[0], x, y, real_B, keys[0])
+            if dp.noise_multiplier:
+                total = add_noise(total, dp.clip * dp.noise_multiplier, keys[1], secret=deployed)
+            return jax.tree.map(lambda g: g / jnp.minimum(local.batch_size, size), total), loss_sum, model[1]
+
+        return gradient_of
+
+    def _losses(
+        self, params: Any, stats: Any, x: Any, y: Any, real_B: Any, key: Any, loss: Loss, adjust: Any, penalty: Any
+    ) -> tuple[jax.Array, Any]:
+        """Return the loss of each example in training mode, and the statistics after the batch."""
+        if penalty is None:
+            outputs, new_stats = self.model.training_outputs(params, stats, x, real_B, key)
+            return loss(adjust(outputs), y), new_stats
+        run = partial(self.model.training_outputs, params, stats, x, real_B, key)
+        outputs, features_BF = with_features(lambda: run()[0], self.model.parameters)
+        return loss(adjust(outputs), y) + penalty(x, features_BF), stats
+
+    def private_losses(self, params: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
+        """Return the loss of each example in training mode, for a model without statistics."""
+        return self.loss(self.private_outputs(params, x, key), y)
+
+    def private_outputs(self, params: Any, x: jax.Array, key: jax.Array) -> Any:
+        """Return the outputs in training mode, for a model without statistics."""
+        return self.model.training_outputs(params, {}, x, jnp.ones(len(x), bool), key)[0]
+
+    def _penalty(self, rule: LocalRule, models: Any, x: jax.Array, features_BF: jax.Array) -> jax.Array:
+        """Return the values that the rule adds to the losses. ``models`` are vectors ``(D,)`` that are not trained."""
+        assert rule.feature_penalty is not None
+        runs = [partial(self.model.outputs, model_D, x) for model_D in models]
+        features = (with_features(run, self.model.parameters)[1] for run in runs)
+        penalty_B: jax.Array = rule.feature_penalty(features_BF, *features)
+        return penalty_B
+
+
+def _split_gradient(
+    gradient_of: Any, size: int, model: Any, key: jax.Array, batch: tuple[jax.Array, ...]
+) -> tuple[Any, jax.Array, Any]:
+    """Return the gradient of the mean loss, with at most ``size`` examples per forward pass.
+
+    Args:
+        gradient_of: gradient of the loss of a part over the examples of the whole batch.
+        size: number of examples per pass.
+        model: weights and statistics.
+        key: random key of the step.
+        batch: inputs, targets, and whether an example is real.
+    """
+    weights, stats = model
+    num_parts = -(-len(batch[0]) // size)
+    pad = num_parts * size - len(batch[0])
+    padded = [jnp.pad(array, ((0, pad), *((0, 0),) * (array.ndim - 1))) for array in batch]
+    parts = tuple(array.reshape(num_parts, size, *array.shape[1:]) for array in padded)
+
+    def add(carry: Any, part: Any) -> Any:
+        gradient, total, stats = carry
+        number, *arrays = part
+        new, (loss_sum, new_stats) = gradient_of(weights, stats, jax.random.fold_in(key, number), *arrays)
+        return (jax.tree.map(jnp.add, gradient, new), total + loss_sum, new_stats), None
+
+    first = (jax.tree.map(jnp.zeros_like, weights), jnp.zeros(()), stats)
+    (gradient, total, stats), _ = lax.scan(add, first, (jnp.arange(num_parts), *parts))
+    return gradient, total, stats
+
+
+def _adjust(rule: LocalRule, counts_C: Any, outputs: jax.Array) -> Any:
+    """Return the outputs for the loss, with the change that the rule makes to logits."""
+    return outputs if rule.adjust_logits is None else rule.adjust_logits(outputs, counts_C)
+
+
+def _rows(array: jax.Array, rows_B: jax.Array, real_B: jax.Array) -> jax.Array:
+    """Return rows of an array, and zeros for rows that are not real: their index can be a row of another client."""
+    real = real_B.reshape(-1, *(1,) * (array.ndim - 1))
+    return jnp.where(real, array[rows_B], jnp.zeros((), array.dtype))

@@ -1,0 +1,199 @@
+"""Take the local steps of clients in PyTorch, for a group of clients at once.
+
+Shapes: K clients in a block, D parameters, S local steps, B batch, M micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedlearn.core.records import ClientWork
+from fedlearn.trainers.batching import shared_base_array
+from fedlearn.trainers.torch.flat_model import FlatModel
+from fedlearn.trainers.torch.job import Job
+from fedlearn.trainers.torch.noise import GridNoise
+from fedlearn.trainers.torch.optimizers import clip_rows, optimizer_step
+from fedlearn.trainers.torch.rule_losses import Losses, RuleInputs, TrainingLosses
+
+MAX_PER_EXAMPLE_GRADIENT_BYTES = 2**28  # maximum size of the per-example gradients in memory
+VMAP_GROUP_SIZE = 256  # number of clients that step together on a CPU
+
+
+class BlockSteps:
+    """Train a block of clients together: one batch of models takes each step.
+
+    Args:
+        model: the model.
+        losses: losses of examples in training.
+    """
+
+    def __init__(self, model: FlatModel, losses: TrainingLosses) -> None:
+        self.model, self.losses = model, losses
+        self._resident: tuple[np.ndarray, torch.Tensor] | None = None
+
+    def fit(self, job: Job) -> tuple[torch.Tensor, np.ndarray]:
+        """Train all clients together, in groups that fit the processor cache.
+
+        A client with fewer steps than the others does not change after its last step.
+        """
+        size = VMAP_GROUP_SIZE if self.model.device == "cpu" else len(job.work)
+        if job.request.local.example_dp:  # a step of DP-SGD holds the gradients of all its examples in memory
+            bytes_per_client = 4 * job.plan_KSB.shape[2] * self.model.layout.num_parameters
+            size = min(size, max(1, MAX_PER_EXAMPLE_GRADIENT_BYTES // bytes_per_client))
+        groups = [slice(start, start + size) for start in range(0, len(job.work), size)]
+        parts = [self._fit_group(job, group) for group in groups]
+        return torch.cat([delta for delta, _ in parts]), np.concatenate([losses for _, losses in parts])
+
+    def _fit_group(self, job: Job, group: slice) -> tuple[torch.Tensor, np.ndarray]:
+        """Train a group of clients together. Return the updates and the total losses."""
+        work, steps_K = job.work[group], torch.from_numpy(job.steps_K[group]).to(self.model.device)
+        x, x_starts_K = self._inputs([client_work.examples.x for client_work in work])
+        y, y_starts_K = self._concatenate([client_work.examples.y for client_work in work])
+        client_states = {
+            name: torch.stack([self.model.to_device(client_work.client_state[name]) for client_work in work])
+            for name in job.rule.client_state
+        }
+        start_KD = job.global_D.expand(len(work), -1)
+        if any(client_work.start_D is not None for client_work in work):
+            start_KD = torch.stack([job.start(client_work) for client_work in work])
+        flat = nn.Parameter(start_KD.clone())
+        step, total_K = optimizer_step([flat], job.local), torch.zeros(len(work), device=self.model.device)
+        gradients, rates = self._block_gradients(job, group), job.block_rates(group)
+        for s in range(int(steps_K.max())):
+            rows_KB = torch.from_numpy(job.plan_KSB[group, s]).to(self.model.device).long()
+            real_KB = rows_KB >= 0
+            batch = (_rows(x, x_starts_K + rows_KB, real_KB), _rows(y, y_starts_K + rows_KB, real_KB), real_KB)
+            gradient_KD, sum_K = gradients(flat.detach(), *batch)
+            if job.local.max_grad_norm is not None:
+                gradient_KD = clip_rows(job.local.max_grad_norm, gradient_KD)
+            gradient_KD = job.rule.correct(gradient_KD, flat.detach(), job.global_D, **client_states, **job.broadcast)
+            done_K = steps_K <= s
+            before_KD = flat.detach()[done_K]
+            step((gradient_KD,), rates[s])
+            flat.data[done_K] = before_KD
+            total_K += sum_K
+        return flat.detach() - start_KD, total_K.double().cpu().numpy()
+
+    def _block_gradients(self, job: Job, group: slice) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+        """Return the gradient function of clients that step together."""
+        if job.local.example_dp:
+            return self._private_gradients(job, job.work[group])
+        gradients: Callable[..., tuple[torch.Tensor, torch.Tensor]] = self._gradients
+        if job.changes_loss:
+            inputs = [self.losses.inputs_of(job, k) for k in range(len(job.work))[group]]
+            inputs_K = {name: torch.stack([client_inputs[name] for client_inputs in inputs]) for name in inputs[0]}
+            gradients = partial(self._rule_gradients, job, inputs_K)
+        size = job.local.micro_batch_size
+        return gradients if size is None else partial(_split_gradients, gradients, size)
+
+    def _gradients(self, params_KD: torch.Tensor, *batch_KB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the gradient of the mean loss of each client, and the total losses."""
+        gradient_of = torch.func.grad(partial(self._mean_loss, self.losses.plain), has_aux=True)
+        return torch.func.vmap(gradient_of)(params_KD, *batch_KB)
+
+    def _rule_gradients(
+        self, job: Job, inputs_K: RuleInputs, params_KD: torch.Tensor, *batch_KB: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the gradients and total losses under a rule or settings that change the loss."""
+
+        def mean_loss(params_D: torch.Tensor, inputs: RuleInputs, *batch_B: torch.Tensor) -> Any:
+            return self._mean_loss(partial(self.losses.changed, job, inputs), params_D, *batch_B)
+
+        return torch.func.vmap(torch.func.grad(mean_loss, has_aux=True))(params_KD, inputs_K, *batch_KB)
+
+    def _private_gradients(
+        self, job: Job, work: Sequence[ClientWork]
+    ) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+        """Return the gradient function of DP-SGD for clients that step together."""
+        dp = job.request.local.example_dp
+        assert dp is not None
+        std = dp.clip * dp.noise_multiplier
+        noises = [GridNoise(job.request, client_work, std, self.model.device) for client_work in work] if std else []
+        expected_K = [min(job.request.local.batch_size, len(client_work.examples)) for client_work in work]
+        expected_K1 = torch.tensor(expected_K, device=self.model.device)[:, None]
+
+        def gradients(params_KD: torch.Tensor, *batch_KB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            sum_KD, loss_K = torch.func.vmap(partial(self._clipped_sum, dp.clip))(params_KD, *batch_KB)
+            if noises:
+                noisy_KD = torch.empty_like(sum_KD, dtype=noises[0].dtype)
+                for noise, row_D in zip(noises, noisy_KD, strict=True):
+                    noise.draw_(row_D)
+                step = noises[0].step
+                sum_KD = noisy_KD.add_(sum_KD, alpha=1 / step).round_().mul_(step).float()
+            return sum_KD / expected_K1, loss_K
+
+        return gradients
+
+    def _clipped_sum(
+        self, clip: float, params_D: torch.Tensor, x_B: torch.Tensor, y_B: torch.Tensor, real_B: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the sum of the clipped gradients of the real examples of a batch, and the sum of their losses."""
+
+        def loss_of(params_D: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return self.losses.loss(self.model.apply(params_D, x[None]), y[None])[0]
+
+        per_example = torch.func.vmap(torch.func.grad_and_value(loss_of), in_dims=(None, 0, 0))
+        gradient_BD, loss_B = per_example(params_D, x_B, y_B)
+        norm_B = torch.linalg.vector_norm(gradient_BD, dim=1)
+        counts_B = real_B & torch.isfinite(norm_B)
+        factor_B = torch.where(counts_B, clip / norm_B.clamp(min=clip), 0.0)
+        finite_BD = torch.where(counts_B[:, None], gradient_BD, 0.0)
+        return factor_B @ finite_BD, torch.where(counts_B, loss_B, 0.0).detach().sum()
+
+    def _mean_loss(
+        self, losses: Losses, params_D: torch.Tensor, x_B: torch.Tensor, y_B: torch.Tensor, real_B: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and sum of the loss over the real examples of a batch."""
+        loss_B = torch.where(real_B, losses(partial(self.model.apply, params_D), x_B, y_B), 0.0)
+        return loss_B.sum() / real_B.sum().clamp(min=1), loss_B.detach().sum()
+
+    def _inputs(self, arrays: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the inputs of K clients in one tensor, and the first row of each client, ``(K, 1)``.
+
+        Slices of one array stay on the device between rounds. Other inputs are concatenated in each round.
+        """
+        whole, starts_K = shared_base_array(arrays)
+        if whole is None:
+            return self._concatenate(arrays)
+        if self._resident is None or self._resident[0] is not whole:
+            self._resident = whole, self.model.to_device(whole)
+        return self._resident[1], torch.from_numpy(starts_K).to(self.model.device)[:, None]
+
+    def _concatenate(self, arrays: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        starts_K = np.cumsum([0, *map(len, arrays[:-1])])
+        return self.model.to_device(np.concatenate(arrays)), torch.from_numpy(starts_K).to(self.model.device)[:, None]
+
+
+def _rows(array: torch.Tensor, rows_KB: torch.Tensor, real_KB: torch.Tensor) -> torch.Tensor:
+    """Return rows of an array, and zeros for rows that are not real: their index can be a row of another client."""
+    rows = array.index_select(0, rows_KB.clamp(min=0).view(-1)).view(*rows_KB.shape, *array.shape[1:])
+    if real_KB.all():
+        return rows
+    return torch.where(real_KB.view(*real_KB.shape, *(1,) * (array.ndim - 1)), rows, rows.new_zeros(()))
+
+
+def _split_gradients(
+    gradients: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+    size: int,
+    params_KD: torch.Tensor,
+    x_KB: torch.Tensor,
+    y_KB: torch.Tensor,
+    real_KB: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return gradients of mean losses and total losses, with at most ``size`` examples of each client per pass."""
+    count_K1, sum_KD, total_K = real_KB.sum(dim=1, keepdim=True).clamp(min=1), None, None
+    parts = zip(x_KB.split(size, dim=1), y_KB.split(size, dim=1), real_KB.split(size, dim=1), strict=True)
+    for x_KM, y_KM, real_KM in parts:
+        gradient_KD, loss_K = gradients(params_KD, x_KM, y_KM, real_KM)
+        weighted_KD = gradient_KD * (real_KM.sum(dim=1, keepdim=True) / count_K1)
+        sum_KD = weighted_KD if sum_KD is None else sum_KD + weighted_KD
+        total_K = loss_K if total_K is None else total_K + loss_K
+    assert sum_KD is not None
+    assert total_K is not None
+    return sum_KD, total_K

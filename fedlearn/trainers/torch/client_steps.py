@@ -1,0 +1,164 @@
+"""Take the local steps of clients in PyTorch, one client after another.
+
+Shapes: K clients in a block, D parameters, S local steps, B batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import count
+
+import numpy as np
+import torch
+
+from fedlearn.algorithm.local_rule import LocalRule, plain_training
+from fedlearn.core.optimizers import STATE_PREFIX, STEPS
+from fedlearn.core.random import Purpose, integer_seed
+from fedlearn.core.records import ClientWork, Request
+from fedlearn.trainers.batching import round_of
+from fedlearn.trainers.example_keys import example_keys
+from fedlearn.trainers.torch.dp_sgd import ClippedGradient
+from fedlearn.trainers.torch.flat_model import FlatModel
+from fedlearn.trainers.torch.job import Job
+from fedlearn.trainers.torch.noise import GridNoise
+from fedlearn.trainers.torch.optimizers import Gradients, KeptState, clip_gradients, optimizer_step
+from fedlearn.trainers.torch.rule_losses import Losses, TrainingLosses
+
+# (x_B, y_B, rows_B) -> gradients, loss_B
+GradientOf = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[Gradients, torch.Tensor]]
+ClippedGradients = Callable[..., ClippedGradient]  # (clip=...) -> gradient of DP-SGD
+
+STEP_BITS = 40  # each local step has 2^40 numbers of the stream of an example
+
+
+class ClientSteps:
+    """Train clients one after another, in the memory of one model.
+
+    Args:
+        model: the model.
+        losses: losses of examples in training.
+        clipped: returns the gradient of DP-SGD for a clip norm.
+    """
+
+    def __init__(self, model: FlatModel, losses: TrainingLosses, clipped: ClippedGradients) -> None:
+        self.model, self.losses, self._clipped = model, losses, clipped
+
+    def fit(self, job: Job, states: list[dict[str, np.ndarray]]) -> tuple[torch.Tensor, np.ndarray]:
+        """Train one client after another. Return the updates and the total losses, and append optimizer states."""
+        delta_KD = torch.empty((len(job.work), self.model.layout.num_parameters), device=self.model.device)
+        losses_K, request = np.zeros(len(job.work)), job.request
+        # torch.manual_seed records a traceback for each absent kind of device, which takes longer than a small step
+        set_seed = torch.default_generator.manual_seed if self.model.device == "cpu" else torch.manual_seed
+        for k, work in enumerate(job.work):
+            with torch.random.fork_rng(devices=[] if self.model.device == "cpu" else [self.model.device]):
+                set_seed(integer_seed(request.seed, Purpose.MODEL, round=round_of(request, work), client=work.client))
+                losses_K[k] = self._fit_client(job, k, states)
+            torch.sub(self.model.flat_D, job.start(work), out=delta_KD[k])
+        return delta_KD, losses_K
+
+    def _fit_client(self, job: Job, k: int, states: list[dict[str, np.ndarray]]) -> float:
+        """Train one client. Leave the result in the flat vector, and return the total loss."""
+        work, weights = job.work[k], [leaf.detach() for leaf in self.model.leaves]
+        vectors = {name: self.model.split(v_D) for name, v_D in job.vectors(work).items()}
+        self.model.flat_D.copy_(job.start(work))
+        self.model.reset_counters()
+        flat, kept = self._kept_state(job.rule, work)
+        step, max_norm = optimizer_step(self.model.leaves, job.local, kept), job.local.max_grad_norm
+        gradient_of = self._client_gradient(job, k)
+        x, y = self.model.to_device(work.examples.x), self.model.to_device(work.examples.y)
+        total = torch.zeros((), device=self.model.device)
+        for rows_B, rate in zip(job.plan_KSB[k, : job.steps_K[k]], job.rates(k), strict=False):
+            batch = torch.from_numpy(rows_B[rows_B >= 0]).to(self.model.device)
+            gradients, loss_B = gradient_of(x.index_select(0, batch), y.index_select(0, batch), batch)
+            total += loss_B.sum()
+            if max_norm is not None:
+                gradients = clip_gradients(max_norm, gradients)
+            if job.rule.correct is not plain_training.correct:
+                gradients = _correct(job.rule, gradients, weights, vectors)
+            step(gradients, rate)
+        if kept is not None:
+            vectors_D = {name: v_D.cpu().numpy() for name, v_D in flat.items()}
+            states.append({**vectors_D, STEPS: kept.counts[0].reshape(1).cpu().numpy()})
+        return float(total)
+
+    def _kept_state(self, rule: LocalRule, work: ClientWork) -> tuple[dict[str, torch.Tensor], KeptState | None]:
+        """Return a copy of the optimizer state that a client has kept, as flat vectors and as parts of them."""
+        if not rule.optimizer_state:
+            return {}, None
+        flat = {name: self.model.to_device(work.client_state[name]).clone() for name in rule.optimizer_state}
+        steps = float(np.asarray(work.client_state[STEPS])[0])
+        vectors = {name.removeprefix(STATE_PREFIX): self.model.split(v_D) for name, v_D in flat.items()}
+        return flat, KeptState(vectors=vectors, counts=[torch.tensor(steps) for _ in self.model.leaves])
+
+    def _client_gradient(self, job: Job, k: int) -> GradientOf:
+        """Return the gradient function of a client."""
+        if job.local.example_dp:
+            return self._private_gradient(job, job.work[k])
+        losses = (
+            partial(self.losses.changed, job, self.losses.inputs_of(job, k)) if job.changes_loss else self.losses.plain
+        )
+        size = job.local.micro_batch_size
+        return partial(self._gradient, losses=losses) if size is None else partial(self._split_gradient, losses, size)
+
+    def _gradient(
+        self, x_B: torch.Tensor, y_B: torch.Tensor, rows_B: torch.Tensor, *, losses: Losses
+    ) -> tuple[Gradients, torch.Tensor]:
+        """Return the gradient of the mean loss, and the loss of each example."""
+        loss_B = losses(self.model.module, x_B, y_B)
+        mean_B = loss_B.new_full(loss_B.shape, 1 / len(loss_B))
+        return torch.autograd.grad(loss_B, self.model.leaves, mean_B, materialize_grads=True), loss_B.detach()
+
+    def _split_gradient(
+        self, losses: Losses, size: int, x_B: torch.Tensor, y_B: torch.Tensor, rows_B: torch.Tensor
+    ) -> tuple[Gradients, torch.Tensor]:
+        """Return the gradient of the mean loss, with at most ``size`` examples per forward pass."""
+        sums, parts = None, []
+        for x_M, y_M, rows_M in zip(x_B.split(size), y_B.split(size), rows_B.split(size), strict=True):
+            gradients, loss_M = self._gradient(x_M, y_M, rows_M, losses=losses)
+            weighted = torch._foreach_mul(gradients, len(x_M) / len(x_B))
+            sums = weighted if sums is None else torch._foreach_add(sums, weighted)
+            parts.append(loss_M)
+        assert sums is not None
+        return tuple(sums), torch.cat(parts)
+
+    def _private_gradient(self, job: Job, work: ClientWork) -> GradientOf:
+        """Return the gradient function of DP-SGD: the sum of clipped gradients plus noise, over the expected batch."""
+        dp = job.request.local.example_dp
+        assert dp is not None
+        clipped, steps, std = self._clipped(clip=dp.clip), count(), dp.clip * dp.noise_multiplier
+        keys_N = self._example_keys(job.request, work) if clipped.needs_keys else None
+        expected = min(job.request.local.batch_size, len(work.examples))
+        noise = GridNoise(job.request, work, std, self.model.device) if std else None
+        noisy_D = torch.empty_like(self.model.flat_D, dtype=noise.dtype if noise else torch.float32)
+        parts = self.model.split(noisy_D)
+
+        def gradient_of(x_B: torch.Tensor, y_B: torch.Tensor, rows_B: torch.Tensor) -> tuple[Gradients, torch.Tensor]:
+            keys_B = None if keys_N is None else keys_N[rows_B]
+            sums, loss_B = clipped(x_B, y_B, keys_B=keys_B, start=next(steps) << STEP_BITS)
+            if noise is None:
+                return torch._foreach_div(sums, expected), loss_B
+            noise.draw_(noisy_D)
+            torch._foreach_add_(parts, sums, alpha=1 / noise.step)  # in grid steps
+            noisy_D.round_().mul_(noise.step / expected)
+            return tuple(parts if noisy_D.dtype == torch.float32 else self.model.split(noisy_D.float())), loss_B
+
+        return gradient_of
+
+    def _example_keys(self, request: Request, work: ClientWork) -> torch.Tensor:
+        """Return the key of each example of a client for its random draws, int64."""
+        return self.model.to_device(example_keys(request, work, Purpose.MODEL).view(np.int64))
+
+
+def _correct(
+    rule: LocalRule,
+    gradients: Gradients,
+    weights: Sequence[torch.Tensor],
+    vectors: Mapping[str, Sequence[torch.Tensor]],
+) -> Gradients:
+    """Apply the local rule to the gradient of each parameter."""
+    names, leaves = list(vectors), zip(*vectors.values(), strict=True)
+    return tuple(
+        rule.correct(gradient, weight, **dict(zip(names, parts, strict=True)))
+        for gradient, weight, parts in zip(gradients, weights, leaves, strict=True)
+    )
