@@ -26,16 +26,16 @@ from fedlearn.core.import_path import WORKING_FOLDER_ENV
 from fedlearn.deploy.connectivity import ConnectionProblem, check_connection, free_port, is_final, join_address
 from fedlearn.deploy.coordinator_side.admission import write_nodes
 from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient
-from fedlearn.deploy.coordinator_side.superlink import NODES_ENV, TOKEN_FILE_ENV
-from fedlearn.deploy.keys import ALLOWED, CA, CERTIFICATE, SECRET, SERVER_KEY, TOKEN, KeysError, expiry, read_admitted
+from fedlearn.deploy.coordinator_side.superlink import LOCAL_DIGEST_ENV, NODES_ENV, PERSONS_ENV, STATE_ENV
+from fedlearn.deploy.keys import ALLOWED, CA, CERTIFICATE, SECRET, SERVER_KEY, KeysError, expiry, read_admitted
+from fedlearn.deploy.persons import PERSONS_FILE, new_token, read_persons, token_digest
 from fedlearn.deploy.processes import Child, Children, flower_environment, module_command, private_files
 from fedlearn.errors import FedlearnError, is_count, require
 from fedlearn.runner.consent import ALLOW_ENV
 from fedlearn.runner.registry import Registry, installed_registry, read_builders
 
-# environment variables: folder of all runs, builders of the operator as JSON, state folder
+# environment variables: folder of all runs, builders of the operator as JSON
 RUNS_ENV, BUILDERS_ENV = "FEDLEARN_RUNS", "FEDLEARN_BUILDERS"
-STATE_ENV = "FEDLEARN_COORDINATOR_STATE"
 ADDRESS_FILE = "address"  # in the state folder: address of the coordinator, host:port
 START_TIMEOUT_S = 60.0  # seconds for the SuperLink to start
 SYNC_INTERVAL_S = 1.0  # seconds between two checks of the processes and of the admitted nodes
@@ -93,13 +93,14 @@ def _serve(keys: Path, state: Path, runs: Path, host: str, port: int, registry: 
     env |= {RUNS_ENV: str(runs.resolve()), NODES_ENV: str((keys / ALLOWED).resolve()), STATE_ENV: str(state.resolve())}
     env |= {BUILDERS_ENV: json.dumps(registry.added), ALLOW_ENV: ",".join(registry.modules)}
     env[WORKING_FOLDER_ENV] = os.getcwd()
-    env[TOKEN_FILE_ENV] = str((keys / TOKEN).resolve())
+    token = new_token()  # only its digest leaves this process
+    env |= {PERSONS_ENV: str((keys / PERSONS_FILE).resolve()), LOCAL_DIGEST_ENV: token_digest(token.encode())}
     with Children() as children:
         link = children.start(Child("the SuperLink", _superlink(keys, state, host, port), state / "superlink.log", env))
         children.wait_for(lambda: _is_reachable(local, keys), "the SuperLink is reachable", timeout_s=START_TIMEOUT_S)
         _require_token_check(local, keys)
         _require_limits(local, keys)
-        control = CoordinatorClient(local, keys)
+        control = CoordinatorClient(local, keys, token=token)
         for run_id in control.list_running():  # their processes ended with the previous coordinator
             control.stop(run_id)
             command = "python -m fedlearn.deploy.submit --resume FOLDER"
@@ -198,7 +199,7 @@ def _require_limits(address: str, keys: Path) -> None:
 def _require_token_check(address: str, keys: Path) -> None:
     """Check that the SuperLink refuses a wrong token.
 
-    A future version of Flower may ignore our `OperatorToken`. Every client could then start runs.
+    A future version of Flower may ignore our `Persons`. Every client could then start runs.
 
     Raises:
         CoordinatorError: The SuperLink accepts a wrong token.
@@ -217,6 +218,9 @@ def _require_token_check(address: str, keys: Path) -> None:
 
 
 def _check_keys(keys: Path) -> None:
+    if not any(not person.revoked for person in read_persons(keys / PERSONS_FILE).values()):
+        fix = "python -m fedlearn.deploy.keys person add FOLDER NAME --role admin"
+        raise KeysError(f"{keys / PERSONS_FILE} has no person\n  expected  at least one admin\n  advice    {fix}")
     expires = expiry(keys / CERTIFICATE)
     remaining_s = expires.timestamp() - time.time()
     fix = "renew the certificate: python -m fedlearn.deploy.keys renew FOLDER"

@@ -9,11 +9,14 @@ One folder has all keys. Its parts go to different machines::
 
     keys/nodes/NAME/         private keys of a node, its root certificate, and the keys that it trusts in masked sums
 
-    keys/operator/           root certificate and token, for submitters
+    keys/operator/           root certificate and token of the first person, an admin
+
+    keys/persons/NAME/       root certificate and token of each further person
 """
 
 from __future__ import annotations
 
+import argparse
 import ipaddress
 import os
 import re
@@ -48,12 +51,14 @@ from fedlearn.deploy.node_side.masking_keys import (
     format_identities,
     read_identities,
 )
+from fedlearn.deploy.persons import PERSONS_FILE, ROLES, add_person, read_persons, revoke_person
 from fedlearn.deploy.processes import private_files
 from fedlearn.errors import FedlearnError, is_count, require
 
 CA, CA_KEY, TOKEN = "ca.crt", "ca.key", "token"
 CERTIFICATE, SERVER_KEY, SECRET, NODE_KEY = "server.crt", "server.key", "executor.secret", "node.key"
 ALLOWED, REVOKED = "allowed", "revoked"  # folders of public keys, NAME.pub
+FIRST_ADMIN, PERSONS = "operator", "persons"  # name and folder of the first person, folder of further persons
 CA_DAYS = 3650
 NODES_HELP = "names of nodes; client ids and the largest number of examples may follow, as in cleveland=0-2:5000"
 CLOCK_SKEW = timedelta(minutes=5)  # a node with a slow clock must accept a new certificate
@@ -65,7 +70,7 @@ class KeysError(FedlearnError):
 
 @private_files()
 def create(folder: Path, hosts: Sequence[str], nodes: Sequence[str], *, days: int = 365) -> None:
-    """Create an authority, a server certificate, an operator's token, and a key pair for each node.
+    """Create an authority, a server certificate, the token of a first admin, and a key pair for each node.
 
     Args:
         folder: folder for the keys; it is created if it is missing.
@@ -93,9 +98,9 @@ def create(folder: Path, hosts: Sequence[str], nodes: Sequence[str], *, days: in
     write_atomically(folder / CA_KEY, _pem(key))
     for part in (".", "coordinator", "operator"):
         write_atomically(folder / part / CA, certificate.public_bytes(formats.Encoding.PEM))
-    token = secrets.token_urlsafe(32)
-    for part in ("coordinator", "operator"):
-        write_atomically(folder / part / TOKEN, token.encode())
+    write_atomically(
+        folder / FIRST_ADMIN / TOKEN, add_person(folder / "coordinator" / PERSONS_FILE, FIRST_ADMIN, "admin")
+    )
     write_atomically(folder / "coordinator" / SECRET, secrets.token_bytes(32).hex().encode())
     renew(folder, hosts, days=days)
     add(folder, nodes)
@@ -220,6 +225,39 @@ def revoke(folder: Path, nodes: Sequence[str]) -> None:
     if base != folder:
         kept = {name: key for name, key in _identities(folder).items() if name not in nodes}
         _write_identities(folder, kept, bindings)
+
+
+@private_files()
+def add_person_to(folder: Path, name: str, role: str) -> Path:
+    """Add a person, and return the folder with the token and the root certificate for this person.
+
+    Args:
+        folder: folder with all keys, or the coordinator's part of it on the coordinator's machine.
+        name: name of the person, as in the audit log.
+        role: ``admin``, ``submitter`` or ``viewer``.
+
+    Raises:
+        PersonsError: The name is or was in use.
+        SettingError: The name or the role is invalid.
+    """
+    base = _coordinator_part(folder)
+    certificate, target = _read(base / CA), folder / PERSONS / name
+    token = add_person(base / PERSONS_FILE, name, role)
+    target.mkdir(parents=True, mode=0o700, exist_ok=True)
+    write_atomically(target / CA, certificate)
+    write_atomically(target / TOKEN, token)
+    return target
+
+
+def describe_persons(folder: Path) -> str:
+    """Return a text with one line per person: name, role, and the time of the addition or of the revocation."""
+    persons = read_persons(_coordinator_part(folder) / PERSONS_FILE).values()
+    lines = (
+        f"{person.name:<20} {person.role:<10} "
+        + (f"revoked {person.revoked}" if person.revoked else f"since {person.added}")
+        for person in persons
+    )
+    return "\n".join(lines) or "no person: python -m fedlearn.deploy.keys person add FOLDER NAME --role submitter"
 
 
 def expiry(certificate: Path) -> datetime:
@@ -366,7 +404,7 @@ def build_parser() -> CommandParser:
     parser = command_parser("fedlearn.deploy.keys", "Create and renew keys; admit nodes and revoke them.")
     commands = parser.add_subparsers(dest="command", required=True)
     descriptions = {
-        "create": "create an authority, a server certificate, an operator's token, and a key pair per node",
+        "create": "create an authority, a server certificate, the token of a first admin, and a key pair per node",
         "renew": "create a new server certificate; restart the coordinator to use it",
         "add": "create key pairs for further nodes",
         "bind": "set the client ids of admitted nodes: NAME=0-2, or NAME=0-2:5000 with a limit of examples",
@@ -385,7 +423,19 @@ def build_parser() -> CommandParser:
             subparser.add_argument("--nodes", nargs="*", default=[], help=NODES_HELP)
         if command in ("add", "bind", "revoke"):
             subparser.add_argument("nodes", nargs="+", help=NODES_HELP if command != "revoke" else "names of nodes")
+    _add_person_commands(commands.add_parser("person", help="add, revoke and list persons with their roles"))
     return parser
+
+
+def _add_person_commands(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="person_command", required=True)
+    for command, text in {"add": "add a person", "revoke": "revoke a token", "list": "list all persons"}.items():
+        subparser = commands.add_parser(command, help=text, description=text)
+        subparser.add_argument("folder", type=Path, help="folder with all keys, or the coordinator's part of it")
+        if command != "list":
+            subparser.add_argument("name", help="name of the person")
+        if command == "add":
+            subparser.add_argument("--role", required=True, choices=[str(role) for role in ROLES], help="rights")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -394,9 +444,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def manage_keys(
-    *, command: str, folder: Path, host: Sequence[str] = (), nodes: Sequence[str] = (), days: int = 365
+    *,
+    command: str,
+    folder: Path,
+    host: Sequence[str] = (),
+    nodes: Sequence[str] = (),
+    days: int = 365,
+    **person: str,
 ) -> int:
-    """Run one subcommand, print admitted and revoked nodes, and return the exit code."""
+    """Run one subcommand, print admitted and revoked nodes or persons, and return the exit code."""
+    if command == "person":
+        return _manage_persons(folder, **person)
     if command == "create":
         create(folder, host, nodes, days=days)
     elif command == "renew":
@@ -404,6 +462,16 @@ def manage_keys(
     elif command in ("add", "bind", "revoke"):
         {"add": add, "bind": bind, "revoke": revoke}[command](folder, nodes)
     sys.stdout.write(f"{describe(folder)}\n")
+    return DONE
+
+
+def _manage_persons(folder: Path, *, person_command: str, name: str = "", role: str = "") -> int:
+    if person_command == "add":
+        target = add_person_to(folder, name, role)
+        sys.stdout.write(f"token and root certificate for {name} are in {target}; send them over a private way\n")
+    elif person_command == "revoke":
+        revoke_person(_coordinator_part(folder) / PERSONS_FILE, name)
+    sys.stdout.write(f"{describe_persons(folder)}\n")
     return DONE
 
 

@@ -79,6 +79,7 @@ FLOWER = PrivateNames(
             "flwr.proto.control_pb2:ListRunsRequest",
             "flwr.proto.control_pb2:RegisterNodeRequest",
             "flwr.proto.control_pb2:StartRunRequest",
+            "flwr.proto.control_pb2:StartRunResponse",
             "flwr.proto.control_pb2:StopRunRequest",
             "flwr.proto.control_pb2:StreamLogsRequest",
             "flwr.proto.control_pb2:UnregisterNodeRequest",
@@ -418,6 +419,64 @@ def control_authentication(accepts: Callable[[bytes], bool]) -> Any:
             return super().validate_tokens_in_metadata(metadata)
 
     return Authentication()
+
+
+def read_start_run(body: bytes) -> tuple[bytes, dict[str, Any]]:
+    """Return the app bundle and the run configuration in the body of a request that starts a run.
+
+    Raises:
+        ValueError: The body is malformed.
+    """
+    FLOWER.verify("control")
+    from flwr.common.serde import user_config_from_proto
+    from flwr.proto.control_pb2 import StartRunRequest
+
+    request = _parse(StartRunRequest, body)
+    return bytes(request.fab.content), dict(user_config_from_proto(request.override_config))
+
+
+def write_start_run(fab: Any, config: Mapping[str, Any]) -> bytes:
+    """Return the body of a request that starts a run of an app bundle with a run configuration."""
+    FLOWER.verify("control")
+    from flwr.common.serde import fab_to_proto, user_config_to_proto
+    from flwr.proto.control_pb2 import StartRunRequest
+
+    request = StartRunRequest(fab=fab_to_proto(fab), override_config=user_config_to_proto(dict(config)))
+    return bytes(request.SerializeToString())
+
+
+def read_started_run(body: bytes) -> int | None:
+    """Return the id of a started run in the body of a response; None if no run was started."""
+    FLOWER.verify("control")
+    from flwr.proto.control_pb2 import StartRunResponse
+
+    response = _parse(StartRunResponse, body)
+    return int(response.run_id) if response.HasField("run_id") else None
+
+
+def read_run_id(body: bytes, kind: str) -> int:
+    """Return the id of the run that a request names.
+
+    Args:
+        body: body of the request.
+        kind: ``StopRun`` or ``StreamLogs``.
+
+    Raises:
+        ValueError: The body is malformed.
+    """
+    FLOWER.verify("control")
+    from flwr.proto import control_pb2
+
+    return int(_parse(getattr(control_pb2, f"{kind}Request"), body).run_id)
+
+
+def _parse(kind: Any, body: bytes) -> Any:
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        return kind.FromString(body)
+    except (DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"the body is not a {kind.DESCRIPTOR.name}") from error
 
 
 def _superlink_module() -> Any:

@@ -251,7 +251,7 @@ def test_a_node_that_is_added_joins_and_one_that_is_revoked_is_out_at_once(feder
 def test_the_wrong_token_submits_nothing(federation, tmp_path):
     (tmp_path / "token").write_text("guessed")
     shutil.copyfile(federation.keys / "ca.crt", tmp_path / "ca.crt")
-    with pytest.raises(ConnectionProblem, match="does not accept this operator's token"):
+    with pytest.raises(ConnectionProblem, match="does not accept this token"):
         Follower(federation.address, tmp_path, 1.0).submit({"do": "stop", "run": 1})
 
 

@@ -30,7 +30,7 @@ def mode(path):
 
 def test_secrets_are_readable_by_their_owner_only(keys_folder):
     secrets = [*keys_folder.rglob("*.key"), *keys_folder.rglob("token"), *keys_folder.rglob("*.secret")]
-    assert len(secrets) == 1 + 1 + 2 * 2 + 2 + 1  # authority, server, nodes, tokens, executor
+    assert len(secrets) == 1 + 1 + 2 * 2 + 1 + 1  # authority, server, nodes, token, executor
     assert {mode(path) for path in secrets} == {0o600}
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import fedlearn
 from fedlearn.flower.compat import app_bundle
 
-REQUEST_KEY = "request"  # the only setting of a run, as JSON: see `fedlearn.deploy.coordinator_side.server_app`
+REQUEST_KEY = "request"  # setting of a run, as JSON: see `fedlearn.deploy.coordinator_side.server_app`
+PERSON_KEY, NAME_KEY = "person", "name"  # settings that the coordinator adds: who started the run, name of the run
 EXIT_MARKER = "fedlearn exit"  # a number follows: the exit code of a run, in Flower's details of the run
 
 PYPROJECT = f"""\
@@ -35,6 +36,8 @@ clientapp = "fedlearn.protocol.client_app:app"
 
 [tool.flwr.app.config]
 {REQUEST_KEY} = ""
+{PERSON_KEY} = ""
+{NAME_KEY} = ""
 """
 
 LICENSE = "Licensed under the Apache License, Version 2.0: https://www.apache.org/licenses/LICENSE-2.0\n"

@@ -1,11 +1,11 @@
-"""Call Flower's Control API with TLS and the operator's token. Each error names its cause."""
+"""Call Flower's Control API with TLS and the token of a person. Each error names its cause."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import httpx
 from fedlearn.core.command_line import DONE
 from fedlearn.core.plain_text import plain_line
 from fedlearn.deploy.connectivity import ConnectionProblem, explain, read_key_file
-from fedlearn.deploy.coordinator_side.app_bundle import REQUEST_KEY, parse_exit_code
+from fedlearn.deploy.coordinator_side.app_bundle import NAME_KEY, PERSON_KEY, REQUEST_KEY, parse_exit_code
 from fedlearn.deploy.keys import CA, TOKEN
 from fedlearn.flower.compat import ControlClient
 
@@ -69,6 +69,8 @@ class RunState:
         finished: time of its end; empty before the end.
         folder: run folder at the coordinator, as submitted.
         experiment: scenario and strategy; empty for a resumed run, whose folder has them.
+        name: name of the run, equal in all its parts, at the nodes and in the audit logs.
+        person: name of the person who submitted it.
     """
 
     id: int
@@ -79,6 +81,8 @@ class RunState:
     finished: str
     folder: str
     experiment: str
+    name: str = ""
+    person: str = ""
 
 
 class CoordinatorClient:
@@ -86,8 +90,8 @@ class CoordinatorClient:
 
     Args:
         address: address of the coordinator, ``host:port``.
-        keys: folder with the root certificate and the operator's token.
-        token: token instead of the operator's token; None: the token in ``keys``.
+        keys: folder with the root certificate and the token of a person.
+        token: another token; None: the token in ``keys``.
 
     Raises:
         ConnectionProblem: A call of a method failed; the message has the cause and one thing to try.
@@ -171,7 +175,7 @@ class CoordinatorClient:
         with self._explain_errors():
             runs = self._client.runs()
         states = [_run_state(run_id, run, self._client.config_of(run)) for run_id, run in runs.items()]
-        return sorted((state for state in states if state), key=lambda state: state.started, reverse=True)
+        return _with_names(sorted((state for state in states if state), key=lambda state: state.started, reverse=True))
 
     def register_node(self, name: str, public_key: bytes) -> None:
         """Admit a node with its public key (PEM)."""
@@ -217,12 +221,26 @@ def _run_state(run_id: int, run: Any, config: Mapping[str, Any]) -> RunState | N
         finished=str(run.finished_at),
         folder=plain_line(str(request.get("folder", "")), max_length=1000),
         experiment=plain_line(" · ".join(filter(None, names))),
+        name=plain_line(str(config.get(NAME_KEY, ""))),
+        person=plain_line(str(config.get(PERSON_KEY, ""))),
     )
+
+
+def _with_names(runs: Sequence[RunState]) -> list[RunState]:
+    """Return the runs, each resumed run with name and experiment of the newest earlier run of its folder."""
+    named: dict[str, RunState] = {}
+    for run in reversed(runs):
+        if run.name:
+            named[run.folder] = run
+    first = {run.id: named.get(run.folder, run) for run in runs}
+    return [
+        run if run.name else replace(run, name=first[run.id].name, experiment=first[run.id].experiment) for run in runs
+    ]
 
 
 def _describe_refusal(address: str, response: httpx.Response) -> str:
     if response.status_code == httpx.codes.UNAUTHORIZED:
-        problem, expected = f"{address} does not accept this operator's token", "--keys with the operator's folder"
+        problem, expected = f"{address} does not accept this token", "--keys with the folder of a person"
         return f"{problem}\n  expected  {expected}\n  try       --keys keys/operator"
     try:
         content = json.loads(response.text)

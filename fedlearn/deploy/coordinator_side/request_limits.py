@@ -47,13 +47,13 @@ class RequestLimits:
     Args:
         app: the application that receives the accepted requests.
         is_node: function that returns whether the headers are signed by an admitted node.
-        is_operator: function that returns whether the headers have the operator's token.
+        is_person: function that returns whether the headers have the token of a person.
         max_body: largest body in bytes.
         max_buffered: largest number of bytes of all bodies in memory.
         body_timeout_s: seconds in which a body must arrive.
 
     Guarantees:
-        No part of a body is read before the sender is known: a node, an operator, or a process of this machine. The
+        No part of a body is read before the sender is known: a node, a person, or a process of this machine. The
         bodies of `FIRST_CALLS` have at most `MAX_FIRST_BYTES`. Except for the health check, no other paths exist.
     """
 
@@ -62,12 +62,12 @@ class RequestLimits:
         app: App,
         *,
         is_node: Callable[[Headers], bool],
-        is_operator: Callable[[Headers], bool],
+        is_person: Callable[[Headers], bool],
         max_body: int = MAX_BODY_BYTES,
         max_buffered: int = MAX_BUFFERED_BYTES,
         body_timeout_s: float = BODY_TIMEOUT_S,
     ) -> None:
-        self.app, self.is_node, self.is_operator = app, is_node, is_operator
+        self.app, self.is_node, self.is_person = app, is_node, is_person
         self.max_body, self.max_buffered, self.body_timeout_s = max_body, max_buffered, body_timeout_s
         self._buffered = 0
 
@@ -88,9 +88,9 @@ class RequestLimits:
             await self._read(receive, body, limit)
         except RequestRefused as refused:
             self._buffered -= len(body)
-            return await _refuse(send, refused)
+            return await refuse(send, refused)
         try:
-            await self.app(scope, _replay(bytes(body), receive), send)
+            await self.app(scope, replay(bytes(body), receive), send)
         finally:
             self._buffered -= len(body)
 
@@ -101,7 +101,7 @@ class RequestLimits:
         if path.startswith(FLEET):
             _refuse_if(not self.is_node(headers), 401, "Invalid SuperNode authentication")
         elif path.startswith(CONTROL):
-            _refuse_if(not self.is_operator(headers), 401, "the operator's token is missing or wrong")
+            _refuse_if(not self.is_person(headers), 401, "the token is missing or wrong")
         else:
             is_local = path.startswith(RUNTIME) and is_local_connection(scope)
             _refuse_if(path != HEALTH and not is_local, 404, "Not Found")
@@ -138,7 +138,7 @@ def _check_length(headers: Headers, limit: int) -> None:
     _refuse_if(not length.isdecimal() or int(length[:20]) > limit, 413, "the body is too large")
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def replay(body: bytes, receive: Receive) -> Receive:
     """Return a function that returns the body first, and then the further messages of the connection."""
     first = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -148,7 +148,8 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-async def _refuse(send: Send, refused: RequestRefused) -> None:
+async def refuse(send: Send, refused: RequestRefused) -> None:
+    """Send the response to a refused request, and close the connection."""
     body = json.dumps({"detail": refused.reason}).encode()
     names = {b"content-type": b"application/json", b"content-length": b"%d" % len(body), b"connection": b"close"}
     await send({"type": "http.response.start", "status": refused.status, "headers": [*names.items()]})

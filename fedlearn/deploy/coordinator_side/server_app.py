@@ -9,7 +9,9 @@ setting of the run::
     {"do": "stop", "run": 1234}
 
 ``rerun_command`` and ``resume_command`` are commands for the submitter. ``width`` is the width of the submitter's
-terminal in characters; null: plain lines. The exit code is in Flower's details of the run: ``fedlearn exit 130``.
+terminal in characters; null: plain lines. The coordinator adds ``name``, the name of the run, and ``person``, the name
+of the person who sent the request (`fedlearn.deploy.coordinator_side.control_access`). The exit code is in Flower's
+details of the run: ``fedlearn exit 130``.
 """
 
 from __future__ import annotations
@@ -38,16 +40,17 @@ from fedlearn.core.command_line import DONE, FAILED, exit_code
 from fedlearn.core.import_path import search_working_folder_last
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.tasks import TASKS, Task, as_task
-from fedlearn.deploy.coordinator import RUNS_ENV, STATE_ENV
+from fedlearn.deploy.coordinator import RUNS_ENV
 from fedlearn.deploy.coordinator_side.admission import Admission
-from fedlearn.deploy.coordinator_side.app_bundle import EXIT_MARKER, REQUEST_KEY
+from fedlearn.deploy.coordinator_side.app_bundle import EXIT_MARKER, NAME_KEY, PERSON_KEY, REQUEST_KEY
+from fedlearn.deploy.coordinator_side.ownership import DEPLOYMENT_FILE, require_owner
 from fedlearn.deploy.coordinator_side.remote_scenario import remote_scenario
 from fedlearn.deploy.coordinator_side.submitted_settings import (
     check_submitted_settings,
     coordinator_registry,
     read_submitted_settings,
 )
-from fedlearn.deploy.coordinator_side.superlink import NODES_ENV
+from fedlearn.deploy.coordinator_side.superlink import NODES_ENV, STATE_ENV
 from fedlearn.deploy.node_bindings import BINDINGS
 from fedlearn.deploy.node_side.masking_keys import IDENTITIES
 from fedlearn.deploy.processes import die_with_parent
@@ -71,7 +74,6 @@ from fedlearn.runner.run_mode import RunMode
 from fedlearn.runner.start import run
 from fedlearn.runner.user_code import add_metrics, find_metrics, find_task
 
-DEPLOYMENT_FILE = "deployment.json"  # in the run folder: id and commands of the run, for a resumed run
 MIN_WIDTH, MAX_WIDTH = 20, 500  # characters per line of the console
 RUNNING_FOLDER = ".running"  # beside the run folders: the process ids of each run in progress
 
@@ -93,9 +95,10 @@ def main(grid: Grid, context: Context) -> None:
     _log_to_file_only()
     search_working_folder_last()  # the working folder of the coordinator has the modules that its operator allows
     request = json.loads(str(context.run_config[REQUEST_KEY]))
+    submitted = {**request, **{key: str(context.run_config.get(key, "")) for key in (NAME_KEY, PERSON_KEY)}}
     with _interruptible():
         try:
-            code = exit_code(lambda: execute(request, grid, context.run_id, Path(os.environ[RUNS_ENV])))
+            code = exit_code(lambda: execute(submitted, grid, context.run_id, Path(os.environ[RUNS_ENV])))
         except Exception:
             traceback.print_exc()
             code = FAILED
@@ -120,11 +123,13 @@ def execute(request: Mapping[str, Any], grid: Grid, run_id: int, runs: Path) -> 
     folder = _folder_in(runs, request["folder"])
     with _process_file(runs / RUNNING_FOLDER / str(run_id)):
         if request["do"] == "resume":
+            require_owner(folder, request.get(PERSON_KEY))
             _print_folder(folder, runs)
             return resume(folder, request["overrides"], run_mode=_run_mode(grid, request, runs)).exit_code
         job = Job(cfg=read_submitted_settings(request["settings"]), folder=folder, chosen=bool(request["chosen"]))
         if job.cfg.get("init"):  # a submitter must not read other files of the coordinator
             job.cfg.init = str(_folder_in(runs, str(job.cfg.init)))
+            require_owner(Path(job.cfg.init), request.get(PERSON_KEY))
         return run(job, build_plan(job.cfg), run_mode=_run_mode(grid, request, runs)).exit_code
 
 
@@ -133,7 +138,8 @@ def _run_mode(grid: Grid, request: Mapping[str, Any], runs: Path) -> RunMode:
         if request["do"] == "resume":
             return build_deployed_experiment(cfg, planned or build_plan(cfg), grid, _read_deployment(folder)["id"])
         _print_folder(folder, runs)
-        deployment = {"id": uuid.uuid4().hex} | {name: request[name] for name in ("rerun_command", "resume_command")}
+        deployment = {"id": request.get(NAME_KEY) or uuid.uuid4().hex, PERSON_KEY: request.get(PERSON_KEY, "")}
+        deployment |= {name: request[name] for name in ("rerun_command", "resume_command")}
         # written before nodes join, because a run that is interrupted while it waits for nodes must be resumable
         (folder / DEPLOYMENT_FILE).write_text(json.dumps(deployment), encoding="utf-8")
         try:

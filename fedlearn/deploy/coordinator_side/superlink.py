@@ -1,42 +1,29 @@
-"""Run Flower's SuperLink, and require the operator's token for calls of its Control API.
+"""Run Flower's SuperLink, and require the token of a person for calls of its Control API.
 
 Without a check of accounts, every client that reaches Flower's port can start and stop runs and admit nodes. Only
-Flower's enterprise edition has such a check. This module uses the same interface to check the operator's token.
+Flower's enterprise edition has such a check. This module uses the same interface to check the token, and
+`fedlearn.deploy.coordinator_side.control_access` checks the role.
 """
 
 from __future__ import annotations
 
-import hmac
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from fedlearn.deploy.coordinator_side.request_limits import MAX_CONNECTIONS, RequestLimits
+from fedlearn.deploy.audit_log import AuditLog
+from fedlearn.deploy.coordinator_side.control_access import ControlAccess
+from fedlearn.deploy.coordinator_side.request_limits import MAX_CONNECTIONS, App, RequestLimits
+from fedlearn.deploy.coordinator_side.submissions import Submissions
 from fedlearn.deploy.keys import KeysError, read_admitted
+from fedlearn.deploy.persons import Persons
 from fedlearn.flower.compat import run_superlink, signing_key
 
-# environment variables: path of the file with the operator's token, folder of the admitted nodes' keys
-TOKEN_FILE_ENV, NODES_ENV = "FEDLEARN_OPERATOR_TOKEN_FILE", "FEDLEARN_NODES"
-
-
-class OperatorToken:
-    """Check the operator's token of a call.
-
-    Args:
-        token: the right token.
-    """
-
-    def __init__(self, token: str) -> None:
-        self._token = token.encode()
-
-    def accepts(self, token: bytes) -> bool:
-        """Return True for the right token; the comparison takes constant time."""
-        return hmac.compare_digest(token, self._token)
-
-    def is_in(self, headers: Mapping[str, str]) -> bool:
-        """Return whether the headers of a request have the token."""
-        kind, _, token = headers.get("authorization", "").partition(" ")
-        return kind.lower() == "bearer" and self.accepts(token.strip().encode())
+# environment variables: folder of the admitted nodes' keys, path of the list of persons, digest of the token of the
+# coordinator's own process, state folder of the coordinator
+NODES_ENV, PERSONS_ENV = "FEDLEARN_NODES", "FEDLEARN_PERSONS"
+LOCAL_DIGEST_ENV, STATE_ENV = "FEDLEARN_COORDINATOR_TOKEN_SHA256", "FEDLEARN_COORDINATOR_STATE"
 
 
 class AdmittedNodes:
@@ -68,14 +55,20 @@ class AdmittedNodes:
 
 def main() -> None:
     """Run the SuperLink, with the command-line arguments of ``flower-superlink``."""
-    token = OperatorToken(Path(os.environ[TOKEN_FILE_ENV]).read_text(encoding="ascii").strip())
+    state = Path(os.environ[STATE_ENV])
+    persons = Persons(Path(os.environ[PERSONS_ENV]), os.environ[LOCAL_DIGEST_ENV])
     nodes = AdmittedNodes(Path(os.environ[NODES_ENV]))
+
+    def limits(app: App, **settings: Any) -> RequestLimits:
+        access = ControlAccess(app, persons=persons, audit=AuditLog(state), submissions=Submissions(state))
+        return RequestLimits(access, **settings)
+
     run_superlink(
-        token.accepts,
-        RequestLimits,
+        lambda token: persons.authenticate(token) is not None,
+        limits,
         max_connections=MAX_CONNECTIONS,
         is_node=nodes.have_signed,
-        is_operator=token.is_in,
+        is_person=lambda headers: persons.find(headers) is not None,
     )
 
 

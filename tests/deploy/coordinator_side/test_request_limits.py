@@ -59,7 +59,7 @@ def limited(**settings):
     app.limits = RequestLimits(
         app,
         is_node=lambda headers: headers.get("node") == "admitted",
-        is_operator=lambda headers: headers.get("operator") == "token",
+        is_person=lambda headers: headers.get("operator") == "token",
         **{"max_body": 100, "max_buffered": 150, **settings},
     )
     return app

@@ -1,0 +1,202 @@
+"""Check the role of each control request, and write the request to the audit log.
+
+`ControlAccess` stands between `RequestLimits`, which has read the body of a known sender, and Flower. Flower's Control
+API has many requests, e.g. for apps from a hub. Only the requests of `LOWEST_ROLES` exist here. A request that starts a
+run is written again with the app bundle of this coordinator, so no person can bring code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedlearn.core.version import VERSION
+from fedlearn.deploy.audit_log import AuditLog
+from fedlearn.deploy.coordinator_side.app_bundle import NAME_KEY, PERSON_KEY, REQUEST_KEY, build_app_bundle
+from fedlearn.deploy.coordinator_side.request_limits import (
+    CONTROL,
+    App,
+    Receive,
+    RequestRefused,
+    Scope,
+    Send,
+    refuse,
+    replay,
+)
+from fedlearn.deploy.coordinator_side.submissions import Submission, Submissions, new_run_name
+from fedlearn.deploy.persons import Person, Persons, Role
+from fedlearn.flower.compat import read_run_id, read_start_run, read_started_run, write_start_run
+
+LOWEST_ROLES: Mapping[str, Role] = {  # request of Flower's Control API -> lowest role that may send it
+    "list-runs": Role.VIEWER,
+    "list-nodes": Role.VIEWER,
+    "stream-logs": Role.VIEWER,
+    "start-run": Role.SUBMITTER,
+    "stop-run": Role.SUBMITTER,
+    "register-node": Role.COORDINATOR,
+    "unregister-node": Role.COORDINATOR,
+}
+READS = ("list-runs", "list-nodes", "stream-logs")
+READ_INTERVAL_S = 600.0  # equal reads of a person within this time are one line of the audit log
+
+
+@dataclass(frozen=True)
+class Call:
+    """A control request of a person."""
+
+    person: Person
+    name: str
+    body: bytes
+
+
+class ControlAccess:
+    """Pass on the control requests that the role of the person allows.
+
+    Args:
+        app: the application that receives all accepted requests, and the requests of nodes.
+        persons: the persons who may call the coordinator.
+        audit: the audit log of the coordinator.
+        submissions: submissions of runs.
+    """
+
+    def __init__(self, app: App, *, persons: Persons, audit: AuditLog, submissions: Submissions) -> None:
+        self.app, self.persons, self.audit, self.submissions = app, persons, audit, submissions
+        self._bundle = build_app_bundle()
+        self._reads: dict[tuple[str, ...], float] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection, in the interface of ASGI."""
+        if scope["type"] != "http" or not str(scope["path"]).startswith(CONTROL):
+            return await self.app(scope, receive, send)
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        person = await asyncio.to_thread(self.persons.find, headers)
+        if person is None:
+            return await refuse(send, RequestRefused(401, "the token is missing or wrong"))
+        call = Call(person, str(scope["path"]).removeprefix(CONTROL), (await receive()).get("body", b""))
+        try:
+            await asyncio.to_thread(self._check_role, call)
+            if call.name == "start-run":
+                return await self._start(call, scope, receive, send)
+            await asyncio.to_thread(self._check_run, call)
+        except RequestRefused as refused:
+            await asyncio.to_thread(self._log_refusal, call, refused)
+            return await refuse(send, refused)
+        await self.app(scope, replay(call.body, receive), send)
+
+    def _check_role(self, call: Call) -> None:
+        lowest = LOWEST_ROLES.get(call.name)
+        if lowest is None:
+            raise RequestRefused(403, "this coordinator does not have this request")
+        if not call.person.role.includes(lowest):
+            raise RequestRefused(403, f"{call.person.name} has the role {call.person.role}, expected {lowest}")
+
+    def _check_run(self, call: Call) -> None:
+        """Check that the person may stop a run, and log the request."""
+        if call.person.role == Role.COORDINATOR:
+            return
+        names = {"stop-run": "StopRun", "stream-logs": "StreamLogs"}
+        number = _read(read_run_id, call.body, names[call.name]) if call.name in names else None
+        if call.name == "stop-run":
+            self.check_owner(call.person, number or 0)
+        self._log(call, **({} if number is None else {"number": str(number)}))
+
+    def check_owner(self, person: Person, number: int) -> None:
+        """Refuse a person who is neither an admin nor the submitter of a run.
+
+        Raises:
+            RequestRefused: The run belongs to another person.
+        """
+        submission = self.submissions.find(number)
+        if not person.role.includes(Role.ADMIN) and (submission is None or submission.person != person.name):
+            raise RequestRefused(403, f"run {number} is not a run of {person.name}; an admin may stop it")
+
+    async def _start(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        request, config = await asyncio.to_thread(self._read_start, call)
+        body = write_start_run(self._bundle, config)
+        started = _Response(send)
+        length = (b"content-length", b"%d" % len(body))
+        headers = [header for header in scope["headers"] if header[0].lower() != b"content-length"]
+        await self.app({**scope, "headers": [*headers, length]}, replay(body, receive), started.keep)
+        number = read_started_run(started.body) if started.status == 200 else None
+        await asyncio.to_thread(self._record_start, call, request, config, number)
+        await started.send()
+
+    def _read_start(self, call: Call) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the request in a call that starts a run, and the run configuration with the name of the person."""
+        bundle, config = _read(read_start_run, call.body)
+        if bundle != self._bundle.content:
+            raise RequestRefused(409, f"the app is not the app of fedlearn {VERSION}; install this version")
+        try:
+            request = json.loads(str(config.get(REQUEST_KEY)))
+            do = request["do"]
+        except (ValueError, KeyError, TypeError):
+            raise RequestRefused(400, "the request of the run cannot be read") from None
+        if do not in ("run", "resume", "stop"):
+            raise RequestRefused(400, "the task of the request is unknown")
+        if do == "stop":
+            self.check_owner(call.person, int(request["run"]) if type(request.get("run")) is int else 0)
+        person, name = call.person.name, new_run_name() if do == "run" else ""
+        if call.person.role == Role.COORDINATOR:  # it starts a run again for a person
+            person, name = str(config.get(PERSON_KEY) or person), str(config.get(NAME_KEY) or name)
+        return request, {REQUEST_KEY: str(config[REQUEST_KEY]), PERSON_KEY: person, NAME_KEY: name}
+
+    def _record_start(
+        self, call: Call, request: Mapping[str, Any], config: Mapping[str, Any], number: int | None
+    ) -> None:
+        do, folder = str(request["do"]), str(request.get("folder", ""))
+        fields = {"do": do, "number": str(number or ""), "run": config[NAME_KEY], "folder": folder}
+        if do == "stop":
+            fields = {"do": do, "number": str(request.get("run"))}
+        elif number is not None:
+            person = str(config[PERSON_KEY])
+            self.submissions.add(Submission(number=number, name=fields["run"], person=person, do=do, folder=folder))
+        digest = hashlib.sha256(str(config[REQUEST_KEY]).encode()).hexdigest()
+        self._log(call, **fields, request_sha256=digest, accepted=number is not None)
+
+    def _log(self, call: Call, **fields: Any) -> None:
+        """Write a request to the audit log. Equal reads within `READ_INTERVAL_S` are one line."""
+        key, now = (call.person.name, call.name, *map(str, fields.values())), time.monotonic()
+        if call.name in READS:
+            if now - self._reads.get(key, -READ_INTERVAL_S) < READ_INTERVAL_S:
+                return
+            self._reads = {key: at for key, at in self._reads.items() if now - at < READ_INTERVAL_S} | {key: now}
+        self.audit.append("request", person=call.person.name, role=str(call.person.role), request=call.name, **fields)
+
+    def _log_refusal(self, call: Call, refused: RequestRefused) -> None:
+        fields = {"request": call.name, "code": refused.status, "reason": refused.reason}
+        self.audit.append("request.refused", person=call.person.name, role=str(call.person.role), **fields)
+
+
+class _Response:
+    """A response that is sent only after it was read."""
+
+    def __init__(self, send: Send) -> None:
+        self._send, self._messages = send, list[MutableMapping[str, Any]]()
+
+    async def keep(self, message: MutableMapping[str, Any]) -> None:
+        self._messages.append(message)
+
+    @property
+    def status(self) -> int:
+        return next((int(message["status"]) for message in self._messages if "status" in message), 0)
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self._messages)
+
+    async def send(self) -> None:
+        for message in self._messages:
+            await self._send(message)
+
+
+def _read(function: Any, *arguments: Any) -> Any:
+    """Return the result of a function that reads a body; a malformed body is refused."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        raise RequestRefused(400, str(error)) from None

@@ -1,0 +1,53 @@
+"""Find the owner of a run folder, and refuse other persons. Admins may use all folders."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from fedlearn.deploy.coordinator_side.app_bundle import PERSON_KEY
+from fedlearn.deploy.coordinator_side.superlink import PERSONS_ENV
+from fedlearn.deploy.persons import COORDINATOR_NAME, Role, read_persons
+from fedlearn.runner.run_folder import RunFolderError
+
+DEPLOYMENT_FILE = "deployment.json"  # in the run folder: name, person and commands of the run
+
+
+def require_owner(path: Path, person: str | None) -> None:
+    """Refuse a path in the run folder of another person, unless the person is an admin.
+
+    Args:
+        path: a run folder, or a file in it; links are resolved.
+        person: name of the person; None: a caller within this process.
+
+    Raises:
+        RunFolderError: The folder belongs to another person, or its owner is unknown.
+    """
+    if person is None or is_admin(person):
+        return
+    if owner_of(path) != person:
+        expected = f"a run of {person}, or a request of an admin"
+        fix = "python -m fedlearn.deploy.runs"
+        raise RunFolderError(f"{path.name} is a run of another person\n  expected  {expected}\n  try       {fix}")
+
+
+def owner_of(path: Path) -> str | None:
+    """Return the name of the person who started the run of a folder or file; None if it is unknown."""
+    path = path.resolve()
+    for folder in (path, *path.parents):
+        file = folder / DEPLOYMENT_FILE
+        if file.is_file():
+            try:
+                return str(json.loads(file.read_text(encoding="utf-8"))[PERSON_KEY])
+            except (OSError, ValueError, KeyError, TypeError):
+                return None
+    return None
+
+
+def is_admin(name: str) -> bool:
+    """Return whether a person has the rights of an admin at this moment."""
+    if name == COORDINATOR_NAME:
+        return True
+    person = read_persons(Path(os.environ[PERSONS_ENV])).get(name)
+    return person is not None and not person.revoked and person.role.includes(Role.ADMIN)

@@ -1,0 +1,212 @@
+"""Each control request is accepted for some roles only, and is in the audit log with the person."""
+
+import asyncio
+import json
+from functools import cache
+
+import pytest
+
+pytest.importorskip("flwr", reason="the extra flower is not installed")
+
+from flwr.proto import control_pb2
+
+from fedlearn.deploy.audit_log import AuditLog, read_events, verify
+from fedlearn.deploy.coordinator_side.app_bundle import build_app_bundle
+from fedlearn.deploy.coordinator_side.control_access import LOWEST_ROLES, ControlAccess
+from fedlearn.deploy.coordinator_side.submissions import Submission, Submissions
+from fedlearn.deploy.persons import Persons, Role, add_person, token_digest
+from fedlearn.flower.compat import read_start_run, write_start_run
+
+pytestmark = pytest.mark.framework
+build_app_bundle = cache(build_app_bundle)
+RUN = {"do": "run", "settings": {"scenario": {"name": "heart"}}, "folder": "heart/x", "chosen": True}
+
+
+class Coordinator:
+    """The checks of a coordinator, in front of an application that records what it receives."""
+
+    def __init__(self, folder, persons, tokens):
+        self.folder, self.received, self.status = folder, [], 200
+        self.tokens = {**tokens, "coordinator": "local", "stranger": "guess", "nobody": ""}
+        self.persons = Persons(persons, token_digest(b"local"))
+        self.access = ControlAccess(
+            self._app, persons=self.persons, audit=AuditLog(folder), submissions=Submissions(folder)
+        )
+
+    async def _app(self, scope, receive, send):
+        message = await receive()
+        self.received.append((scope["path"], message["body"]))
+        body = control_pb2.StartRunResponse(run_id=77).SerializeToString() if self.status == 200 else b"{}"
+        await send({"type": "http.response.start", "status": self.status, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    def call(self, person, request, body=b""):
+        """Send a request, and return the status of the response."""
+        sent = []
+
+        async def receive():
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message):
+            sent.append(message)
+
+        token = f"Bearer {self.tokens[person]}".encode()
+        scope = {"type": "http", "path": request, "headers": [(b"Authorization", token)]}
+        asyncio.run(self.access(scope, receive, send))
+        return sent[0]["status"]
+
+    def start(self, caller, request=RUN, bundle=None, **config):
+        body = write_start_run(bundle or build_app_bundle(), {"request": json.dumps(request), **config})
+        return self.call(caller, "/v1/control/start-run", body)
+
+    def stop(self, name, number):
+        return self.call(name, "/v1/control/stop-run", control_pb2.StopRunRequest(run_id=number).SerializeToString())
+
+    @property
+    def events(self):
+        return read_events(self.folder)
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    path = tmp_path_factory.mktemp("p") / "persons.json"
+    roles = {"ada": "admin", "sam": "submitter", "sue": "submitter", "vic": "viewer"}
+    return path, {name: add_person(path, name, role) for name, role in roles.items()}
+
+
+@pytest.fixture
+def coordinator(tmp_path, tokens):
+    return Coordinator(tmp_path, *tokens)
+
+
+ROLE_OF = {"vic": Role.VIEWER, "sam": Role.SUBMITTER, "ada": Role.ADMIN, "coordinator": Role.COORDINATOR}
+
+
+def bodies(request):
+    message = control_pb2.StopRunRequest(run_id=77) if request == "stop-run" else control_pb2.ListNodesRequest()
+    start = write_start_run(build_app_bundle(), {"request": json.dumps(RUN)})
+    return start if request == "start-run" else message.SerializeToString()
+
+
+@pytest.mark.parametrize("request_name", LOWEST_ROLES)
+def test_each_request_is_accepted_for_its_roles_only_and_is_logged(coordinator, request_name):
+    Submissions(coordinator.folder).add(Submission(number=77, name="r", person="sam", do="run", folder="f"))
+    expected = []
+    for name in [*ROLE_OF, "stranger", "nobody"]:
+        coordinator.received.clear()
+        is_allowed = name in ROLE_OF and ROLE_OF[name].includes(LOWEST_ROLES[request_name])
+        status = coordinator.call(name, f"/v1/control/{request_name}", bodies(request_name))
+        assert status == (200 if is_allowed else 403 if name in ROLE_OF else 401)
+        assert len(coordinator.received) == is_allowed
+        if name in ROLE_OF and (name != "coordinator" or request_name == "start-run"):
+            expected.append(("request" if is_allowed else "request.refused", name, request_name))
+    assert [(line["event"], line["person"], line["request"]) for line in coordinator.events] == expected
+
+
+def all_control_requests():
+    from flwr.supercore.protobuf import translation
+
+    tables = [value for value in vars(translation).values() if isinstance(value, dict)]
+    keys = {key for table in tables for key in table if isinstance(key, tuple) and len(key) == 2}
+    return sorted({path for _, path in keys if str(path).startswith("/v1/control/")})
+
+
+def test_no_other_request_of_flower_s_control_api_exists(coordinator):
+    others = [path for path in all_control_requests() if path.removeprefix("/v1/control/") not in LOWEST_ROLES]
+    assert len(others) > 20
+    for path in [
+        *others,
+        "/v1/control/",
+        "/v1/control/list-runs/",
+        "/v1/control/../control/x",
+        "/v1/control/LIST-RUNS",
+    ]:
+        assert coordinator.call("coordinator", path) == 403, path
+    for name in ROLE_OF:
+        assert coordinator.call(name, others[0]) == 403
+    assert coordinator.received == []
+
+
+def test_a_run_gets_the_name_of_its_person_and_no_other(coordinator):
+    assert coordinator.start("sam", person="ada", name="mine") == 200
+    ((_, body),) = coordinator.received
+    _, config = read_start_run(body)
+    assert config["person"] == "sam"
+    assert config["name"] not in ("", "mine")
+    assert json.loads(config["request"]) == RUN
+    assert Submissions(coordinator.folder).find(77).person == "sam"
+    (line,) = coordinator.events
+    assert (line["person"], line["run"], line["number"], line["folder"]) == ("sam", config["name"], "77", "heart/x")
+    assert verify(coordinator.folder).problems == ()
+
+
+def test_the_coordinator_starts_a_run_again_for_its_person(coordinator):
+    assert coordinator.start("coordinator", {**RUN, "do": "resume"}, person="sam", name="r1") == 200
+    assert read_start_run(coordinator.received[0][1])[1]["person"] == "sam"
+
+
+def test_a_person_cannot_bring_code_in_an_app(coordinator):
+    own = build_app_bundle()
+    other = type(own)(own.hash_str, own.content + b"x", {})
+    assert coordinator.start("ada", bundle=other) == 409
+    assert coordinator.received == []
+
+
+def test_all_other_fields_of_a_start_are_removed(coordinator):
+    body = write_start_run(build_app_bundle(), {"request": json.dumps(RUN)})
+    message = control_pb2.StartRunRequest.FromString(body)
+    message.app_spec, message.federation, message.user_prompt = "@evil/app", "@other/federation", "do this"
+    assert coordinator.call("ada", "/v1/control/start-run", message.SerializeToString()) == 200
+    passed = control_pb2.StartRunRequest.FromString(coordinator.received[0][1])
+    assert (passed.app_spec, passed.federation, passed.user_prompt) == ("", "", "")
+
+
+@pytest.mark.parametrize("body", [b"\xff\xff", b"", b"\x0a\x03abc"])
+def test_a_start_that_cannot_be_read_is_refused(coordinator, body):
+    assert coordinator.call("ada", "/v1/control/start-run", body) in (400, 409)
+    assert coordinator.received == []
+
+
+@pytest.mark.parametrize("request_text", ["", "[]", "{", '{"do": null}', "3", '{"settings": {}}'])
+def test_a_request_without_a_task_is_refused(coordinator, request_text):
+    body = write_start_run(build_app_bundle(), {"request": request_text})
+    assert coordinator.call("ada", "/v1/control/start-run", body) == 400
+    assert coordinator.received == []
+
+
+@pytest.mark.parametrize("how", ["now", "after the round"])
+def test_a_person_stops_only_the_runs_of_this_person_and_an_admin_all(coordinator, how):
+    def stop(name):
+        if how == "now":
+            return coordinator.stop(name, 77)
+        return coordinator.start(name, {"do": "stop", "run": 77})
+
+    assert [stop(name) for name in ("sam", "sue", "vic", "ada")] == [403, 403, 403, 200]  # an unknown run
+    assert coordinator.start("sam") == 200
+    assert [stop(name) for name in ("sam", "sue", "vic", "ada")] == [200, 403, 403, 200]
+    refused = [line for line in coordinator.events if line["event"] == "request.refused"]
+    assert [line["person"] for line in refused] == ["sam", "sue", "vic", "sue", "vic"]
+
+
+def test_equal_reads_are_one_line_and_other_requests_are_one_line_each(coordinator):
+    for _ in range(5):
+        assert coordinator.call("vic", "/v1/control/list-runs") == 200
+        assert coordinator.start("sam") == 200
+    assert [line["request"] for line in coordinator.events].count("list-runs") == 1
+    assert [line["request"] for line in coordinator.events].count("start-run") == 5
+
+
+def test_a_run_that_flower_did_not_start_is_logged_as_such(coordinator):
+    coordinator.status = 500
+    assert coordinator.start("sam") == 500
+    assert coordinator.events[0]["accepted"] is False
+    assert Submissions(coordinator.folder).find(77) is None
+
+
+def test_no_value_of_a_request_reaches_the_log_unchecked(coordinator):
+    request = {**RUN, "folder": "a\x1b[2J\n" + "x" * 10**5, "do": "run\x07" * 1000}
+    assert coordinator.start("sam", request) == 400
+    text = (coordinator.folder / "audit.jsonl").read_text()
+    assert len(text) < 4000
+    assert text.count("\n") == 1
+    assert "\\u001b" not in text
