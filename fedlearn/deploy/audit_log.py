@@ -5,8 +5,8 @@ Coordinator and node have such a log, ``audit.jsonl``. A line is one JSON object
     {"event": "run.ended", "hash": "9c...", "n": 17, "prev": "4f...", "time": "2026-03-01T10:00:00.123Z", ...}
 
 The file ``audit_head.json`` has the number and the hash of the newest line. `verify` finds each changed line, each
-missing line in the middle, and a missing end. A person who can write both files can compute all later hashes again. Such
-a change is found only with a head that was noted elsewhere; see ``noted_head`` of `verify`.
+missing line in the middle, and a missing end. A person who can write both files can compute all later hashes again.
+Only a head that was noted elsewhere shows such a change; see ``noted_head`` of `verify`.
 """
 
 from __future__ import annotations
