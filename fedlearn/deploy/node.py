@@ -1,8 +1,8 @@
 """Run a node, one site of a federation: ``python -m fedlearn.deploy.node``.
 
-A node has two processes. The trainer has the data and enforces the policy. Flower's SuperNode carries messages and has
-no access to data: it starts messengers, which connect to the trainer through a socket. To run the two as different
-users, start the trainer with its own command, and this command with ``--socket`` and without ``--policy``.
+A node has two processes. The trainer has the data and enforces the policy. The messenger carries messages and has no
+access to data: it connects to the trainer through a socket. To run the two as different users, start the trainer with
+its own command, and this command with ``--socket`` and without ``--policy``.
 """
 
 from __future__ import annotations
@@ -16,22 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
 from fedlearn.advice import command
 from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
-from fedlearn.deploy.connectivity import ConnectionProblem, check_connection, free_port, is_final
+from fedlearn.deploy.connectivity import ConnectionProblem, check_connection, is_final
 from fedlearn.deploy.keys import CA, NODE_KEY
-from fedlearn.deploy.processes import GRACE_S, Child, Children, flower_environment, module_command, private_files
+from fedlearn.deploy.node_side.messenger_state import NOT_ADMITTED, STATE_FILE, read_problem
+from fedlearn.deploy.node_side.trainer_client import TrainerClient
+from fedlearn.deploy.processes import Child, Children, flower_environment, module_command, private_files
+from fedlearn.deploy.supervision import Watch
 from fedlearn.errors import FedlearnError
 
 CLIENT_STATES_FOLDER, OLD_CLIENT_STATES_FOLDER = "client_states", "memory"  # folders in --state
 TRAINER_TIMEOUT_S = 60.0  # seconds for the trainer to start
 POLL_INTERVAL_S = 0.5  # seconds between two checks of the processes
-# parts of Flower's log lines; after the first one, Flower handles each message only when the next one arrives
-BACKLOG_MESSAGE = "Ignoring message"
-JOINED_MESSAGE, REJECTED_MESSAGE = "SuperNode ID:", "Failed to activate SuperNode"
+PARTS = ("messenger", "coordinator", "trainer")  # the path from the coordinator to the trainer
 
 
 class NodeError(FedlearnError):
@@ -48,7 +46,6 @@ class Node:
         state: folder for logs, Flower's files, the socket and the client states; it is created if it is missing.
         socket: Unix socket of the trainer.
         trainer_args: arguments for the trainer; None if the trainer is started separately.
-        port: local port that Flower's processes of this node use, default 0; 0 takes a free port.
         connect_timeout_s: seconds to wait for the coordinator, default 60.
     """
 
@@ -57,7 +54,6 @@ class Node:
     state: Path
     socket: Path
     trainer_args: Sequence[str] | None
-    port: int = 0
     connect_timeout_s: float = 60.0
 
 
@@ -65,8 +61,9 @@ def serve(node: Node) -> None:
     """Run a node until the process is interrupted.
 
     Guarantees:
-        A process that ends is restarted. A process that ends too often ends the node, with the reason. No child process
-        outlives the node (on Linux even after SIGKILL).
+        Each process is watched by a probe of its work. A process that ends, or that does not work for a minute, is
+        restarted. A line names a part that does not work, and a second line reports that it works again. A process that
+        ends too often ends the node, with the reason. No child process outlives the node (on Linux even after SIGKILL).
 
     Raises:
         FedlearnError: The trainer does not start, the coordinator is unreachable or does not admit this node.
@@ -78,43 +75,32 @@ def serve(node: Node) -> None:
             raise NodeError(f"--keys {node.keys} has no {name}\n  advice    {fix}")
     node.state.mkdir(parents=True, exist_ok=True)
     node.state.chmod(0o700)  # an earlier version may have created it for all users
+    (node.state / STATE_FILE).unlink(missing_ok=True)  # of an earlier process
+    trainer_client = TrainerClient(node.socket.resolve())
     with Children() as children:
-        watched = [children.start(_trainer(node, node.trainer_args))] if node.trainer_args is not None else []
-        children.wait_for(lambda: is_serving(node.socket), f"the trainer at {node.socket}", timeout_s=TRAINER_TIMEOUT_S)
+        trainer = children.start(_trainer(node, node.trainer_args)) if node.trainer_args is not None else None
+        children.wait_for(
+            lambda: not trainer_client.problem(), f"the trainer at {node.socket}", timeout_s=TRAINER_TIMEOUT_S
+        )
         _wait_for_coordinator(node)
-        messenger = children.start(_supernode(node))
+        messenger = children.start(_messenger(node))
+        watches = [
+            Watch("the trainer", lambda: read_problem(node.state, "trainer"), trainer),
+            Watch("the messenger", lambda: read_problem(node.state, "messenger"), messenger),
+            Watch("the connection to the coordinator", lambda: read_problem(node.state, "coordinator")),
+        ]
         is_joined = False
         while True:
-            if not is_joined and JOINED_MESSAGE in messenger.read_output():
+            if messenger.exit_code == NOT_ADMITTED:
+                fix = "keys/nodes/NAME of an admitted node: this key is revoked, or of another federation"
+                raise NodeError(f"{node.coordinator} does not admit the key of this node\n  advice    {fix}")
+            for watch in watches:
+                watch.check()
+            if not is_joined and all(not read_problem(node.state, part) for part in PARTS):
                 sys.stdout.write(f"node of {node.coordinator}   logs in {node.state.resolve()}\nready\n")
                 sys.stdout.flush()
                 is_joined = True
-            for child in watched:
-                child.restart_if_ended()
-            if BACKLOG_MESSAGE in messenger.read_output():
-                messenger.stop()
-                messenger.reap(time.monotonic() + GRACE_S)
-            if messenger.exit_code is not None:
-                _refuse_if_not_admitted(messenger, node)
-                _wait_for_coordinator(node)
-                messenger.restart_if_ended()
             time.sleep(POLL_INTERVAL_S)
-
-
-def _refuse_if_not_admitted(messenger: Child, node: Node) -> None:
-    if REJECTED_MESSAGE in messenger.read_output():
-        fix = "keys/nodes/NAME of an admitted node: this key is revoked, or of another federation"
-        raise NodeError(f"{node.coordinator} does not admit the key of this node\n  advice    {fix}")
-
-
-def is_serving(socket: Path, *, timeout_s: float = 1.0) -> bool:
-    """Return whether a trainer serves requests on a socket, by gRPC's standard health service."""
-    with grpc.insecure_channel(f"unix:{socket.resolve()}") as channel:
-        try:
-            response = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
-        except grpc.RpcError:
-            return False
-    return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def _wait_for_coordinator(node: Node) -> None:
@@ -133,16 +119,14 @@ def _trainer(node: Node, options: Sequence[str]) -> Child:
     return Child("the trainer", command, node.state / "trainer.log", parent_death_signal=signal.SIGTERM)
 
 
-def _supernode(node: Node) -> Child:
+def _messenger(node: Node) -> Child:
     command = [
-        *module_command("fedlearn.deploy.node_side.supernode"),
-        *("--superlink", node.coordinator, "--root-certificates", str(node.keys / CA)),
-        *("--auth-supernode-private-key", str(node.keys / NODE_KEY)),
-        *("--host", "127.0.0.1", "--port", str(node.port or free_port())),
-        *("--node-config", f'socket="{node.socket.resolve()}"'),
+        *module_command("fedlearn.deploy.node_side.messenger"),
+        *("--coordinator", node.coordinator, "--keys", str(node.keys)),
+        *("--socket", str(node.socket.resolve()), "--state", str(node.state.resolve())),
     ]
     env = flower_environment(node.state / "flower")
-    return Child("the SuperNode", command, node.state / "supernode.log", env, parent_death_signal=signal.SIGTERM)
+    return Child("the messenger", command, node.state / "messenger.log", env, parent_death_signal=signal.SIGTERM)
 
 
 def build_parser() -> CommandParser:
@@ -152,7 +136,6 @@ def build_parser() -> CommandParser:
     parser.add_argument("--keys", type=Path, required=True, help="folder with the keys of this node")
     parser.add_argument("--state", type=Path, default=Path("node"), help="folder for logs and client states")
     parser.add_argument("--socket", type=Path, help="Unix socket of the trainer; default: STATE/trainer.sock")
-    parser.add_argument("--port", type=int, default=0, help="local port for Flower; 0 takes a free port")
     parser.add_argument(
         "--connect-timeout", type=float, default=60.0, help="seconds to wait for the coordinator at the start"
     )
@@ -183,7 +166,6 @@ def node_from_args(args: argparse.Namespace) -> Node:
         state=args.state,
         socket=socket,
         trainer_args=_trainer_args(args) if args.policy else None,
-        port=args.port,
         connect_timeout_s=args.connect_timeout,
     )
 

@@ -134,6 +134,11 @@ class Child:
         self.restart()
         return True
 
+    def restart_delay_s(self, max_s: float) -> float:
+        """Return the delay of the next restart: 0 at first, then 1, 2, 4 s and so on for restarts within a minute."""
+        recent = [at for at in self.restarts if time.monotonic() - at < RESTART_WINDOW_S]
+        return min(max_s, 2.0 ** (len(recent) - 1)) if recent else 0.0
+
     def restart(self) -> None:
         """Restart the process, unless it ends too often.
 

@@ -30,12 +30,12 @@ from fedlearn.deploy.node_side.experiment import NodeConfig
 from fedlearn.deploy.node_side.masking_keys import read_masking_keys
 from fedlearn.deploy.node_side.policy import read_policy
 from fedlearn.deploy.node_side.service import NodeService
+from fedlearn.deploy.node_side.trainer_client import split_chunks
 from fedlearn.errors import FedlearnError, SettingError, require
 from fedlearn.protocol import messages
 from fedlearn.runner.environment import set_environment
 
 SERVICE = "fedlearn.Trainer"
-CHUNK_BYTES = 2**20  # bytes in one gRPC message
 MAX_SOCKET_PATH_BYTES = 100  # limit of the path of a Unix socket, with some room
 GRACE_S = 5.0  # seconds for the response in progress when the trainer stops
 log = logging.getLogger(__name__)
@@ -84,8 +84,7 @@ def _respond(service: NodeService, request: Iterator[bytes]) -> Iterator[bytes]:
         if size > messages.MAX_REQUEST_BYTES:  # the service refuses such a large request
             break
     response = service.respond_to_bytes(b"".join(parts))
-    for start in range(0, len(response), CHUNK_BYTES):
-        yield response[start : start + CHUNK_BYTES]
+    yield from split_chunks(response)
 
 
 def _remove_old_socket(socket: Path) -> None:

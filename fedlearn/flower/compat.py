@@ -36,18 +36,38 @@ FLOWER = PrivateNames(
             "flwr.supercore.inflatable.inflatable_utils:pull_objects.__kwdefaults__",
             "flwr.supercore.inflatable.inflatable_utils:pull_and_inflate_object_from_tree.__kwdefaults__",
         ),
-        "supernode": ("flwr.supernode.start_client_internal:time.sleep", "flwr.supernode.cli:flower_supernode"),
+        "fleet": (
+            "flwr.app.message:remove_content_from_message",
+            "flwr.common.serde:message_from_proto",
+            "flwr.common.serde:message_to_proto",
+            "flwr.proto.fleet_pb2:ActivateNodeRequest",
+            "flwr.proto.fleet_pb2:DeactivateNodeRequest",
+            "flwr.proto.fleet_pb2:PullMessagesRequest",
+            "flwr.proto.fleet_pb2:PushMessagesRequest",
+            "flwr.proto.heartbeat_pb2:SendNodeHeartbeatRequest",
+            "flwr.proto.message_pb2:ConfirmMessageReceivedRequest",
+            "flwr.proto.node_pb2:Node",
+            "flwr.supercore.inflatable.inflatable_object:get_all_nested_objects",
+            "flwr.supercore.inflatable.inflatable_object:get_object_tree",
+            "flwr.supercore.inflatable.inflatable_object:no_object_id_recompute",
+            "flwr.supercore.inflatable.inflatable_protobuf_utils:make_pull_object_fn_protobuf",
+            "flwr.supercore.inflatable.inflatable_protobuf_utils:make_push_object_fn_protobuf",
+            "flwr.supercore.inflatable.inflatable_utils:ObjectPullError",
+            "flwr.supercore.inflatable.inflatable_utils:ObjectPushError",
+            "flwr.supercore.inflatable.inflatable_utils:ObjectUnavailableError",
+            "flwr.supercore.inflatable.inflatable_utils:pull_and_inflate_object_from_tree",
+            "flwr.supercore.inflatable.inflatable_utils:push_objects",
+            "flwr.supercore.interceptors:RuntimeVersionHttpInterceptor",
+            "flwr.supercore.primitives.asymmetric:public_key_to_bytes",
+            "flwr.supernode.fleet_http_client:FleetHttpClient.from_server_address",
+            "flwr.supernode.node_auth_http_interceptor:NodeAuthHttpInterceptor",
+        ),
         "superexec": (
             "flwr.supercore.cli:flower_superexec",
             "flwr.supercore.superexec.run_superexec:get_executor",
-            "flwr.supercore.superexec.run_superexec:time.sleep",
             "flwr.supercore.superexec.executor:LaunchResult.accepted",
             "flwr.supercore.superexec.executor.subprocess_executor:SubprocessExecutor.launch",
             "flwr.supercore.superexec.executor.subprocess_executor:SubprocessExecutor.reconcile",
-        ),
-        "client app": (
-            "flwr.supernode.runtime.run_clientapp:run_clientapp",
-            "flwr.supercore.exit.exit_handler:registered_exit_handlers.clear",
         ),
         "superlink": (
             "flwr.common.constant:ACCESS_TOKEN_KEY",
@@ -196,51 +216,20 @@ def retry_parts_after(seconds: float) -> None:
         defaults["initial_backoff"] = seconds
 
 
-def run_supernode(arguments: Sequence[str], clock: Any) -> None:
-    """Run Flower's SuperNode with another clock.
-
-    Args:
-        arguments: arguments of ``flower-supernode``.
-        clock: object with the functions of Python's module ``time``.
-    """
-    set_supernode_clock(clock)
-    from flwr.supernode.cli import flower_supernode
-
-    sys.argv = ["flower-supernode", *arguments]
-    flower_supernode()
-
-
-def set_supernode_clock(clock: Any) -> None:
-    """Replace the clock in the loop of Flower's SuperNode."""
-    FLOWER.verify("supernode")
-    from flwr.supernode import start_client_internal
-
-    start_client_internal.time = clock
-
-
-def run_superexec(arguments: Sequence[str], clock: Any, executor: Any) -> None:
-    """Run Flower's SuperExec with another clock and another way to start programs.
+def run_superexec(arguments: Sequence[str], executor: Any) -> None:
+    """Run Flower's SuperExec with another way to start programs.
 
     Args:
         arguments: arguments of ``flower-superexec``.
-        clock: object with the functions of Python's module ``time``.
         executor: result of `executor`.
     """
-    set_superexec_clock(clock)
+    FLOWER.verify("superexec")
     from flwr.supercore.cli import flower_superexec
     from flwr.supercore.superexec import run_superexec as loop
 
     loop.get_executor = lambda *args, **settings: executor
     sys.argv = ["flower-superexec", *arguments]
     flower_superexec()
-
-
-def set_superexec_clock(clock: Any) -> None:
-    """Replace the clock in the loop of Flower's SuperExec."""
-    FLOWER.verify("superexec")
-    from flwr.supercore.superexec import run_superexec as loop
-
-    loop.time = clock
 
 
 def executor(launch: Callable[[Any], None], reconcile: Callable[[], None]) -> Any:
@@ -263,22 +252,6 @@ def executor(launch: Callable[[Any], None], reconcile: Callable[[], None]) -> An
             reconcile()
 
     return Executor()
-
-
-def client_app_runner() -> Callable[..., None]:
-    """Return Flower's function that runs a ClientApp for one message."""
-    FLOWER.verify("client app")
-    from flwr.supernode.runtime.run_clientapp import run_clientapp
-
-    return run_clientapp
-
-
-def forget_exit_handlers() -> None:
-    """Remove the exit handlers that a forked process has inherited."""
-    FLOWER.verify("client app")
-    from flwr.supercore.exit.exit_handler import registered_exit_handlers
-
-    registered_exit_handlers.clear()
 
 
 def run_superlink(
@@ -613,3 +586,154 @@ class _Bearer:
         """Add the token to the request, in the interface of Flower's interceptors."""
         context.request.headers["authorization"] = f"Bearer {self._token}"
         return call_next(context)
+
+
+class FleetClient:
+    """Receive messages from a SuperLink and send responses, as an admitted node.
+
+    Flower's SuperNode does the same, starts a program for each message, and loses messages when a connection breaks.
+
+    Args:
+        address: address of the SuperLink, ``host:port``.
+        certificates: root certificates, PEM.
+        private_key: private key of the node, in the format of OpenSSH.
+
+    Raises:
+        httpx.HTTPStatusError: from each method, if the SuperLink refuses the request.
+        httpx.TransportError: from each method, if the SuperLink cannot be reached.
+        MissingParts: The parts of a message are not at the SuperLink.
+    """
+
+    def __init__(self, address: str, *, certificates: bytes, private_key: bytes) -> None:
+        FLOWER.verify("fleet")
+        from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+        from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+        from flwr.supernode.fleet_http_client import FleetHttpClient
+        from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+        key: Any = load_ssh_private_key(private_key, None)
+        self._public_key = key.public_key()
+        self._client = FleetHttpClient.from_server_address(
+            address,
+            insecure=False,
+            root_certificates=certificates,
+            interceptors=[
+                RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+                NodeAuthHttpInterceptor(key, self._public_key),
+            ],
+        )
+
+    def activate(self, heartbeat_interval_s: float) -> int:
+        """Connect the node, and return its id. Flower refuses a node that is connected already."""
+        from flwr.proto.fleet_pb2 import ActivateNodeRequest
+        from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+
+        key = public_key_to_bytes(self._public_key)
+        request = ActivateNodeRequest(public_key=key, heartbeat_interval=heartbeat_interval_s)
+        return int(self._client.ActivateNode(request).node_id)
+
+    def deactivate(self, node_id: int) -> None:
+        """End the connection of a node. Flower then forgets which messages this node has received."""
+        from flwr.proto.fleet_pb2 import DeactivateNodeRequest
+
+        self._client.DeactivateNode(DeactivateNodeRequest(node_id=node_id))
+
+    def heartbeat(self, node_id: int, heartbeat_interval_s: float) -> bool:
+        """Report that the node is connected. Return False if the SuperLink does not know the node."""
+        from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+        from flwr.proto.node_pb2 import Node
+
+        request = SendNodeHeartbeatRequest(node=Node(node_id=node_id), heartbeat_interval=heartbeat_interval_s)
+        return bool(self._client.SendNodeHeartbeat(request).success)
+
+    def pull(self, node_id: int, *, timeout_s: float) -> Any:
+        """Return the next message with its parts, a `flwr.app.Message`; None if there is none.
+
+        Args:
+            node_id: id of the node.
+            timeout_s: seconds to wait for the parts, which the sender may still upload.
+        """
+        from flwr.app import Message
+        from flwr.common.serde import message_from_proto
+        from flwr.proto.fleet_pb2 import PullMessagesRequest
+        from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+        from flwr.proto.node_pb2 import Node
+        from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
+        from flwr.supercore.inflatable.inflatable_utils import (
+            ObjectPullError,
+            ObjectUnavailableError,
+            pull_and_inflate_object_from_tree,
+        )
+
+        node = Node(node_id=node_id)
+        response = self._client.PullMessages(PullMessagesRequest(node=node))
+        if not response.messages_list:
+            return None
+        tree, run_id = response.message_object_trees[0], message_from_proto(response.messages_list[0]).metadata.run_id
+        pull = make_pull_object_fn_protobuf(self._client.PullObject, node, run_id)
+
+        def confirm(object_id: str) -> None:
+            request = ConfirmMessageReceivedRequest(node=node, run_id=run_id, message_object_id=object_id)
+            self._client.ConfirmMessageReceived(request)
+
+        try:
+            message = pull_and_inflate_object_from_tree(
+                tree, pull, confirm, return_type=Message, max_time=timeout_s, max_tries_per_object=None
+            )
+        except (ObjectPullError, ObjectUnavailableError) as error:
+            raise MissingParts(str(error)) from error
+        set_message_id(message, tree.object_id)
+        return message
+
+    def push(self, node_id: int, response: Any) -> None:
+        """Send a response with its parts. A repeated call sends the missing parts."""
+        from flwr.app.message import remove_content_from_message
+        from flwr.common.serde import message_to_proto
+        from flwr.proto.fleet_pb2 import PushMessagesRequest
+        from flwr.proto.node_pb2 import Node
+        from flwr.supercore.inflatable.inflatable_object import (
+            get_all_nested_objects,
+            get_object_tree,
+            no_object_id_recompute,
+        )
+        from flwr.supercore.inflatable.inflatable_protobuf_utils import make_push_object_fn_protobuf
+        from flwr.supercore.inflatable.inflatable_utils import ObjectPushError, push_objects
+
+        node, run_id = Node(node_id=node_id), response.metadata.run_id
+        if not response.metadata.message_id:
+            set_message_id(response, response.object_id)
+        head = remove_content_from_message(response) if response.has_content() else response
+        with no_object_id_recompute():
+            pushed = self._client.PushMessages(
+                PushMessagesRequest(
+                    node=node,
+                    messages_list=[message_to_proto(head)],
+                    message_object_trees=[get_object_tree(response)],
+                    clientapp_runtime_list=[0.0],
+                )
+            )
+            push = make_push_object_fn_protobuf(self._client.PushObject, node, run_id, pushed.session_id)
+            try:
+                push_objects(get_all_nested_objects(response), push, object_ids_to_push=set(pushed.objects_to_push))
+            except ObjectPushError as error:
+                raise MissingParts(str(error)) from error
+
+    def close(self) -> None:
+        """Close the connection to the SuperLink."""
+        self._client.close()
+
+
+class MissingParts(Exception):
+    """Report a message whose parts are not at the SuperLink."""
+
+
+def identify_as_node(message: Any) -> None:
+    """Allow this process to create responses to a message."""
+    FLOWER.verify("identity")
+    from flwr.supercore.task_identity import TaskIdentity
+
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = (
+        message.metadata.run_id,
+        message.metadata.dst_node_id,
+        1,
+    )

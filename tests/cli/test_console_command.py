@@ -21,7 +21,7 @@ from simulations.cli import COMMANDS, MODULES, main
 ROOT = Path(fedlearn.__file__).parents[1]
 # other commands start these programs
 INTERNAL = {
-    "fedlearn.deploy.node_side.supernode",
+    "fedlearn.deploy.node_side.messenger",
     "fedlearn.deploy.coordinator_side.superexec",
     "fedlearn.deploy.coordinator_side.superlink",
 }

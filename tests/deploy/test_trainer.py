@@ -17,17 +17,15 @@ import pytest
 pytest.importorskip("flwr", reason="the extra flower is not installed")
 
 import grpc
-from flwr.app import Context, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedlearn import FedlearnError
 from fedlearn.core import Request
 from fedlearn.core.serialization import WireError, unpack
+from fedlearn.deploy.node_side import trainer_client
+from fedlearn.deploy.node_side.trainer_client import CHUNK_BYTES, TrainerClient, TrainerUnavailable
 from fedlearn.deploy.trainer import SERVICE, main, serve
 from fedlearn.protocol import messages
-from fedlearn.protocol.client_app import CHUNK_BYTES, call_trainer, forward
-from fedlearn.protocol.grid_client import from_record_dict, to_record_dict
 from fedlearn.protocol.membership import Member
 from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind
 from fedlearn.protocol.training_order import pack_order
@@ -49,6 +47,10 @@ def endless():
 """
 WORDS = {"scenario": DIABETES, "strategy": {"name": "fedavg"}}
 HELLO = NodeRequest(kind=RequestKind.HELLO, run="run", round=0, id="1", settings=WORDS)
+
+
+def call_trainer(socket, payload, timeout_s):
+    return TrainerClient(socket).call(payload, timeout_s=timeout_s)
 
 
 def call(trainer, request):
@@ -141,44 +143,52 @@ def test_a_path_that_is_too_long_or_taken_is_refused_by_name(tmp_path):
     assert (tmp_path / "file").read_text() == "precious"
 
 
-def test_nobody_at_the_socket_is_told_within_the_timeout(tmp_path):
+def test_the_absence_of_a_trainer_is_reported_within_the_timeout(tmp_path):
     began = time.monotonic()
-    with pytest.raises(RuntimeError, match=r"the trainer at .* does not respond: UNAVAILABLE"):
+    with pytest.raises(TrainerUnavailable, match=r"the trainer at .* does not respond: UNAVAILABLE"):
         call_trainer(str(tmp_path / "none"), b"x", timeout_s=2)
     assert time.monotonic() - began < 60
+
+
+def test_a_trainer_that_starts_late_gets_the_request_and_one_that_dies_gets_it_again(tmp_path):
+    started = threading.Event()
+
+    def start():
+        time.sleep(1.0)
+        servers.append(serve(SimpleNamespace(respond_to_bytes=lambda payload: payload[::-1]), tmp_path / "s"))
+        started.set()
+
+    servers = []
+    threading.Thread(target=start).start()
+    try:
+        assert call_trainer(tmp_path / "s", b"abc", timeout_s=60) == b"cba"
+    finally:
+        assert started.wait(60)
+        servers[0].stop(0).wait(60)
+
+
+def test_a_request_waits_for_a_dead_trainer_for_a_limited_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_client, "START_TIMEOUT_S", 1.0)
+    start = time.monotonic()
+    with pytest.raises(TrainerUnavailable):
+        call_trainer(tmp_path / "none", b"x", timeout_s=600)
+    assert time.monotonic() - start < 60
 
 
 def test_a_trainer_that_does_not_answer_is_told_at_the_deadline(tmp_path):
     over = threading.Event()
     server = serve(SimpleNamespace(respond_to_bytes=lambda payload: b"" if over.wait(600) else None), tmp_path / "s")
     try:
-        with pytest.raises(RuntimeError, match="DEADLINE_EXCEEDED"):
+        with pytest.raises(TrainerUnavailable, match="DEADLINE_EXCEEDED"):
             call_trainer(str(tmp_path / "s"), b"x", timeout_s=0.5)
     finally:
         over.set()
         server.stop(0).wait(60)
 
 
-def test_the_messenger_carries_bytes_both_ways_and_wants_to_know_the_socket(echo, monkeypatch, caplog):
-    for name in ("_task_id", "_run_id", "_node_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
-    message = Message(to_record_dict(b"question"), 7, "query", ttl=5)
-    context = Context(run_id=1, node_id=7, node_config={"socket": str(echo)}, state=RecordDict(), run_config={})
-    assert from_record_dict(forward(message, context).content) == b"noitseuq"
-    context.node_config = {}
-    with pytest.raises(RuntimeError, match="--node-config 'socket="):
-        forward(message, context)
-    context.node_config = {"socket": f"{echo}.gone"}
-    with pytest.raises(RuntimeError) as gone:
-        forward(message, context)
-    assert str(gone.value) == "the trainer of this node does not respond; its messenger has logged the reason"
-    assert f"{echo}.gone" in caplog.text
-
-
 def test_the_messenger_loads_no_framework():
-    code = (
-        "import sys, fedlearn.protocol.client_app; print([m for m in ('torch', 'jax', 'sklearn') if m in sys.modules])"
-    )
+    names = ("torch", "jax", "sklearn")
+    code = f"import sys, fedlearn.deploy.node_side.messenger; print([m for m in {names} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -248,7 +258,7 @@ def test_a_trainer_in_the_middle_of_a_training_stops_too(tmp_path):
         until = time.monotonic() + 120
         while not (tmp_path / "begun").exists():
             assert time.monotonic() < until
-            with pytest.raises(RuntimeError, match=r"DEADLINE_EXCEEDED|UNAVAILABLE"):
+            with pytest.raises(TrainerUnavailable, match=r"DEADLINE_EXCEEDED|UNAVAILABLE"):
                 call_trainer(str(tmp_path / "s"), slow.pack(), timeout_s=0.5)
         process.terminate()
         assert process.wait(60) == 0

@@ -12,50 +12,16 @@ from fedlearn.flower import compat
 from fedlearn.protocol import polling
 
 
-@pytest.fixture
-def slept(monkeypatch):
-    pauses = []
-    monkeypatch.setattr(polling.time, "sleep", pauses.append)
-    return pauses
-
-
-def test_pauses_grow_with_the_time_waited_up_to_what_was_asked_for(slept):
-    clock = polling.PollingClock()
+def test_pauses_grow_with_the_time_waited_up_to_the_limit():
+    pauses, waited = [], 0.0
     for _ in range(200):
-        clock.sleep(3)
-    assert slept[0] == 0.2
-    assert slept[-1] == 3
-    assert slept == sorted(slept)
-    waited = 0.0
-    for pause in slept:
+        pauses.append(polling.poll_interval(waited, 3.0))
         # a message is found after at most one twentieth of the time waited so far
-        assert pause <= max(0.2, waited / 20)
-        waited += pause
-
-
-def test_another_kind_of_wait_begins_with_short_pauses_again(slept):
-    clock = polling.PollingClock()
-    for seconds in [3] * 100 + [0.5]:
-        clock.sleep(seconds)
-    assert slept[-1] == pytest.approx(0.5 / 15)
-    clock.sleep(0.01)
-    assert slept[-1] == pytest.approx(0.01 / 15)
-
-
-def test_a_clock_is_pythons_time_in_all_else():
-    assert polling.PollingClock().monotonic() > 0
-
-
-def test_this_flower_sleeps_where_we_think_it_does(monkeypatch):
-    for module, set_clock in (
-        ("flwr.supernode.start_client_internal", compat.set_supernode_clock),
-        ("flwr.supercore.superexec.run_superexec", compat.set_superexec_clock),
-    ):
-        found = pytest.importorskip(module)
-        monkeypatch.setattr(found, "time", found.time)  # restored after the test
-        clock = polling.PollingClock()
-        set_clock(clock)
-        assert found.time is clock
+        assert pauses[-1] <= max(0.2, waited / 20)
+        waited += pauses[-1]
+    assert (pauses[0], pauses[-1]) == (0.2, 3.0)
+    assert pauses == sorted(pauses)
+    assert polling.poll_interval(0, 6.0, shortest_s=0.1) == 0.1
 
 
 def test_parts_that_are_not_there_yet_are_looked_for_at_once(monkeypatch):

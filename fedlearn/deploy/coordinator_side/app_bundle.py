@@ -1,4 +1,7 @@
-"""Build the app that Flower sends to coordinator and nodes. It has two names of installed apps, and no code."""
+"""Build the app that Flower sends to the coordinator. It has the name of an installed app, and no code.
+
+Flower also requires the name of a ClientApp. No node loads it: `fedlearn.deploy.node_side.messenger` takes its place.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ flwr-version-target = "1.41.0"
 
 [tool.flwr.app.components]
 serverapp = "fedlearn.deploy.coordinator_side.server_app:app"
-clientapp = "fedlearn.protocol.client_app:app"
+clientapp = "fedlearn:no_client_app"
 
 [tool.flwr.app.config]
 {REQUEST_KEY} = ""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from typing import Any
 
 from fedlearn.deploy.processes import module_command
@@ -44,7 +43,7 @@ def main() -> None:
         run_serverapp(sys.argv[2:], token=sys.stdin.readline().strip())
     else:
         runs = RunExecutor()
-        run_superexec(sys.argv[1:], time, executor(runs.launch, runs.reconcile))
+        run_superexec(sys.argv[1:], executor(runs.launch, runs.reconcile))
 
 
 if __name__ == "__main__":
