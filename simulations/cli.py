@@ -16,6 +16,7 @@ COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {  # title -> command ->
         "resume": ("simulations.resume", "resume a run that was stopped"),
         "compare": ("simulations.compare", "compare settings over seeds, from the folders of runs"),
         "report": ("simulations.report", "write the report of a run again"),
+        "watch": ("simulations.watch", "show the runs in a folder on a live page"),
         "robustness": ("simulations.robustness", "train with each aggregation rule under each attack"),
         "data": ("simulations.data", "check files before training; list, download and verify data sets"),
     },

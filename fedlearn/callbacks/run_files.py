@@ -124,10 +124,13 @@ def clients_table(evaluation: Evaluation, run: RunInfo) -> str:
 
 
 def environment(run: RunInfo) -> dict[str, Any]:
-    """Return the header, machine, package versions, Git commit and commands of a run, for ``environment.json``."""
+    """Return header, plan, machine, package versions, Git commit and commands of a run, for ``environment.json``."""
     return {
         "header": dict(header_lines(run)),
         "target": dict(run.target),
+        "metric": run.main_metric,
+        "rounds": run.rounds,
+        "epsilon_limit": run.privacy.get("budget"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),

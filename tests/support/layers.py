@@ -65,6 +65,7 @@ TABLE = {
     "tests/test_public_api": "process",
     "tests/test_typed_package": "process",
     "tests/test_wheel": "cli",
+    "tests/web/test_watch": "cli",
     "tests/trainers/test_buffers": "framework",
     "tests/algorithm/test_server_optimizers": "framework",
     "tests/test_readme": "docs",

@@ -1,0 +1,1 @@
+"""Serve a live, read-only page of runs, for simulations and coordinators. It needs the extra ``web``."""

@@ -1,0 +1,174 @@
+"""Build the web application: one page, its events, and the reports of runs. All of it is read-only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import parse_qs
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import (
+    FileResponse,
+    HTMLResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
+)
+from starlette.routing import Route
+
+from fedlearn.web.feed import INTERVAL_S, MAX_READERS, Feed
+from fedlearn.web.security import App, RequestGuard, report_headers
+from fedlearn.web.sign_in import WINDOW_S, Accounts, Attempts, Sessions
+from fedlearn.web.sources import Source
+
+STATIC = Path(__file__).parent / "static"
+FILES = {"page.js": "text/javascript", "page.css": "text/css", "icon.svg": "image/svg+xml"}
+SIGN_IN_FILES = ("page.css", "icon.svg")  # files for persons who have not signed in
+MAX_FORM_BYTES = 4096
+COOKIE = "__Host-fedlearn"  # with this prefix browsers require TLS, the path / and no other domain
+SIGN_OUT_FORM = '<form method="post" action="/sign-out"><button>Sign out</button></form>'
+FAILED_NOTE = '<p class="warning" role="alert">Name or token is wrong.</p>'
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass
+class Site:
+    """The endpoints of the page.
+
+    Args:
+        source: nodes and runs.
+        accounts: persons who may read the page; None lets each accepted connection read it.
+        interval_s: seconds between two looks at the source.
+    """
+
+    source: Source
+    accounts: Accounts | None = None
+    interval_s: float = INTERVAL_S
+    attempts: Attempts = field(default_factory=Attempts)
+    feed: Feed = field(init=False)
+    sessions: Sessions | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.feed = Feed(self.source, self.interval_s)
+        self.sessions = Sessions(self.accounts) if self.accounts else None
+
+    def routes(self) -> list[Route]:
+        """Return all addresses of the page."""
+        routes = [
+            Route("/", self._page),
+            Route("/events", self._private(self._events)),
+            Route("/report", self._private(self._report)),
+            *(Route(f"/{name}", self._file(name)) for name in FILES),
+        ]
+        signing = [
+            Route("/sign-in", self._sign_in, methods=["POST"]),
+            Route("/sign-out", self._sign_out, methods=["POST"]),
+        ]
+        return [*routes, *signing] if self.sessions else routes
+
+    def person(self, request: Request) -> str | None:
+        """Return the person who reads the page; empty without accounts, None for a stranger."""
+        if self.sessions is None:
+            return ""
+        return self.sessions.person(request.cookies.get(COOKIE, ""))
+
+    def _private(self, endpoint: Endpoint) -> Endpoint:
+        async def check(request: Request) -> Response:
+            if self.person(request) is None:
+                return PlainTextResponse("Sign in first.\n", status_code=401)
+            return await endpoint(request)
+
+        return check
+
+    async def _page(self, request: Request) -> Response:
+        if self.person(request) is None:
+            note = FAILED_NOTE if "failed" in request.query_params else ""
+            return HTMLResponse(_fill("sign_in.html", note))
+        return HTMLResponse(_fill("page.html", SIGN_OUT_FORM if self.sessions else ""))
+
+    def _file(self, name: str) -> Endpoint:
+        async def send(request: Request) -> Response:
+            return FileResponse(STATIC / name, media_type=FILES[name])
+
+        return send if name in SIGN_IN_FILES else self._private(send)
+
+    async def _events(self, request: Request) -> Response:
+        if self.feed.num_readers >= MAX_READERS:
+            return PlainTextResponse("Too many pages are open.\n", status_code=503, headers={"retry-after": "30"})
+        events = self.feed.events(request.query_params.get("run", ""), lambda: self.person(request) is not None)
+        return StreamingResponse(events, media_type="text/event-stream")
+
+    async def _report(self, request: Request) -> Response:
+        page = await self.feed.report(request.query_params.get("run", ""))
+        if not page:
+            return PlainTextResponse("This run has no report.\n", status_code=404)
+        return Response(page, media_type="text/html", headers=dict(report_headers()))
+
+    async def _sign_in(self, request: Request) -> Response:
+        assert self.accounts is not None
+        assert self.sessions is not None
+        address = request.client.host if request.client else ""
+        if self.attempts.is_limited(address):
+            text = f"Too many attempts. Try again in {WINDOW_S:.0f} seconds.\n"
+            return PlainTextResponse(text, status_code=429, headers={"retry-after": f"{WINDOW_S:.0f}"})
+        self.attempts.count(address)
+        name, secret = await _read_form(request)
+        person = await asyncio.to_thread(self.accounts.check, name, secret)
+        if person is None:
+            return RedirectResponse("/?failed", status_code=303)
+        self.attempts.forget(address)
+        response = RedirectResponse("/", status_code=303)
+        cookie = self.sessions.start(person)
+        response.set_cookie(COOKIE, cookie, path="/", secure=True, httponly=True, samesite="strict")
+        return response
+
+    async def _sign_out(self, request: Request) -> Response:
+        assert self.sessions is not None
+        self.sessions.end(request.cookies.get(COOKIE, ""))
+        response = RedirectResponse("/", status_code=303)
+        response.delete_cookie(COOKIE, path="/", secure=True, httponly=True, samesite="strict")
+        return response
+
+
+def _fill(name: str, part: str) -> str:
+    """Return a page with a fixed part at its mark. No text of another party gets into a page this way."""
+    return (STATIC / name).read_text(encoding="utf-8").replace("<!-- part -->", part)
+
+
+async def _read_form(request: Request) -> tuple[str, str]:
+    """Return name and secret of the form; empty for another or a longer body."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_FORM_BYTES:
+            return "", ""
+    try:
+        fields = parse_qs(body.decode("utf-8", "replace"), max_num_fields=4)
+    except ValueError:
+        return "", ""
+    return fields.get("name", [""])[0], fields.get("secret", [""])[0]
+
+
+def build_app(
+    source: Source,
+    *,
+    hosts: Collection[str],
+    accounts: Accounts | None = None,
+    same_user: bool = False,
+    interval_s: float = INTERVAL_S,
+) -> App:
+    """Return the ASGI application of the page.
+
+    Args:
+        source: nodes and runs.
+        hosts: accepted values of the header ``Host``, see `fedlearn.web.security.accepted_hosts`.
+        accounts: persons who may read the page; None lets each accepted connection read it. Sessions need TLS.
+        same_user: True accepts only connections of the user of this process.
+        interval_s: seconds between two looks at the source, > 0.
+    """
+    site = Site(source, accounts, interval_s)
+    return RequestGuard(Starlette(routes=site.routes()), hosts=hosts, same_user=same_user)
