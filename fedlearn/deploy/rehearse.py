@@ -84,7 +84,7 @@ class Rehearsal:
         Raises:
             ChildError: A process ended, or was not ready within `START_TIMEOUT_S`.
         """
-        names = [f"node{number}" for number in range(len(self.clients))]
+        names = node_names(len(self.clients))
         nodes = [f"{name}={format_client_ids(ids)}" for name, ids in zip(names, self.clients, strict=True)]
         create(self.keys, ["localhost", "127.0.0.1"], nodes, days=2)
         self._add(children, self._coordinator())
@@ -137,6 +137,15 @@ class Rehearsal:
 
 def _ready(child: Child) -> bool:
     return "\nready\n" in child.read_output()
+
+
+def node_names(num_nodes: int) -> list[str]:
+    """Return the names of the nodes of a rehearsal.
+
+    >>> node_names(2)
+    ['node0', 'node1']
+    """
+    return [f"node{number}" for number in range(num_nodes)]
 
 
 def assign_clients(num_clients: int, num_nodes: int) -> list[list[int]]:
@@ -200,8 +209,8 @@ def rehearse(overrides: Sequence[str], *, keep: Path | None = None) -> int:
     num_nodes = rehearsal_settings.get("num_nodes", DEFAULT_NUM_NODES)
     require(is_count(num_nodes), "num_nodes", num_nodes, "a whole number >= 1", "num_nodes=4")
     overridden = {override.partition("=")[0] for override in overrides}
-    timeouts = [f"{key}={value}" for key, value in SHORT_TIMEOUTS.items() if key not in overridden]
-    job = compose_job([*overrides, *timeouts])
+    defaults = {**SHORT_TIMEOUTS, "sites": f"[{','.join(node_names(num_nodes))}]"}
+    job = compose_job([*overrides, *(f"{key}={value}" for key, value in defaults.items() if key not in overridden)])
     builders = code_of_user(job)
     request = build_request(job, installed_registry().with_builders(builders))
     settings = config_to_dict(job.cfg)

@@ -46,10 +46,11 @@ try:
     from flwr.serverapp import Grid
 
     from fedlearn.protocol.cohort_request import CohortRequest, evaluation_request, training_request
-    from fedlearn.protocol.exchange import NOT_CONNECTED, Exchange
+    from fedlearn.protocol.exchange import Exchange
     from fedlearn.protocol.fields import client_of
     from fedlearn.protocol.grid_client import GridClient
     from fedlearn.protocol.membership import FederationError, Member
+    from fedlearn.protocol.sites import RunSites
 except ModuleNotFoundError as error:
     raise MissingExtra("engine=grid", "flower") from error
 
@@ -62,7 +63,6 @@ def grid(
     data: FederatedData,
     trainer: Trainer,
     *,
-    num_nodes: int | None = None,
     join_timeout: float = 120.0,
     deadline: float = 600.0,
     min_updates: int = 1,
@@ -73,7 +73,6 @@ def grid(
     Args:
         data: not used.
         trainer: not used.
-        num_nodes: see `DeployedEngine`; None: all nodes that the coordinator admits.
         join_timeout: see `DeployedEngine`.
         deadline: see `DeployedEngine`.
         min_updates: see `DeployedEngine`.
@@ -96,8 +95,8 @@ class DeployedEngine(BaseEngine):
             node builds both. Optional: ``compress`` in the same form; ``buffers``, the policy for buffers; ``privacy``
             (`set_privacy`); ``metrics``, names of metrics that the operators have registered.
         run: name of the run, equal after a restart of the coordinator; nodes keep client states under this name.
-        num_nodes: number of nodes to wait for at the start, >= 1, default 1.
-        join_timeout: seconds to wait for these nodes, and in a round for nodes of the cohort, > 0, default 120.
+        sites: sites of the run, and the rule for its start; default: all sites, at least one of them.
+        join_timeout: seconds to wait for the sites at the start, and in a round for nodes of the cohort, > 0, default 120.
         deadline: seconds after which a request to a node counts as failed, > 0, default 600.
         min_updates: smallest number of updates of a round, >= 1, default 1; a round with fewer updates stops the run.
         min_completed: number of updates that close a round, >= ``min_updates``. The round then does not wait for the
@@ -122,7 +121,7 @@ class DeployedEngine(BaseEngine):
         settings: Mapping[str, Any],
         *,
         run: str,
-        num_nodes: int = 1,
+        sites: RunSites | None = None,
         join_timeout: float = 120.0,
         deadline: float = 600.0,
         min_updates: int = 1,
@@ -131,19 +130,24 @@ class DeployedEngine(BaseEngine):
         find_task: Callable[[str], Task] = as_task,
         metrics: Sequence[Metric] = (),
     ) -> None:
-        for name, value in (("num_nodes", num_nodes), ("min_updates", min_updates)):
-            require(is_count(value), f"engine.{name}", value, "a whole number >= 1", f"engine.{name}=2")
+        require(is_count(min_updates), "engine.min_updates", min_updates, "a whole number >= 1", "engine.min_updates=2")
         for name, seconds in (("join_timeout", join_timeout), ("deadline", deadline)):
             is_valid = is_number(seconds, at_least=0) and 0 < seconds < float("inf")
             require(is_valid, f"engine.{name}", seconds, "a number of seconds > 0", f"engine.{name}=120")
         is_valid = min_completed is None or is_count(min_completed, at_least=min_updates)
         expected = f"null, or a whole number >= min_updates={min_updates}"
         require(is_valid, "engine.min_completed", min_completed, expected, "engine.min_completed=null")
-        self.num_nodes, self.join_timeout = num_nodes, join_timeout
+        self.join_timeout, self.sites = join_timeout, sites or RunSites()
         self.min_updates, self.min_completed = min_updates, min_completed
         used = {group: settings[group] for group in SETTING_GROUPS if settings.get(group)}
         self.exchange = Exchange(
-            GridClient(grid), used, run=run, timeout_s=deadline, check_member=check_member, find_task=find_task
+            GridClient(grid, self.sites.name),
+            used,
+            run=run,
+            timeout_s=deadline,
+            check_member=check_member,
+            find_task=find_task,
+            sites=self.sites,
         )
         self.membership = self.exchange.membership
         super().__init__((), Layout(()))
@@ -151,13 +155,13 @@ class DeployedEngine(BaseEngine):
         self._round, self._metrics = 0, tuple(metrics)
 
     def open(self) -> None:
-        """Wait until the nodes have joined; return at once if they have joined before.
+        """Wait until enough sites have joined; return at once if they have joined before.
 
         Raises:
-            FederationError: Too few nodes joined in time, a node refuses the settings, or the models differ.
+            FederationError: Too few sites joined in time, or too many sites refuse.
         """
         if not self.clients:
-            self.exchange.wait_for_nodes(self.num_nodes, timeout_s=self.join_timeout)
+            self.exchange.wait_for_sites(timeout_s=self.join_timeout)
             self.layout = self.exchange.layout
             self._add_clients()
 
@@ -169,7 +173,7 @@ class DeployedEngine(BaseEngine):
     @property
     def task(self) -> Task:
         """Task of the connected nodes, with the metrics of the user."""
-        return self.membership.task_of(self.membership.require_same_model()).with_metrics(self._metrics)
+        return self.membership.task_of(self.membership.model).with_metrics(self._metrics)
 
     def set_privacy(self, settings: Mapping[str, Any], *, rounds: int) -> None:
         """Send the settings of a privacy mechanism to the nodes with each further request.
@@ -183,14 +187,23 @@ class DeployedEngine(BaseEngine):
         self.exchange.settings = {**self.exchange.settings, **privacy}
 
     def initial_parameters(self, seed: int) -> np.ndarray:
-        """Return ``params_D`` before the first round, from the node of the client with the lowest id.
+        """Return ``params_D`` before the first round, from the site of the client with the lowest id.
+
+        If this site fails, the next site draws the parameters from the same seed.
 
         Raises:
-            FederationError: The node fails or refuses the request.
+            FederationError: All sites fail or refuse the request.
         """
         self.open()
-        params_D: np.ndarray = self.exchange.initial_parameters(self.clients[0], seed, self._round)
-        return params_D
+        problems = []
+        for member in sorted(self.membership.present.values(), key=lambda member: member.clients):
+            try:
+                params_D: np.ndarray = self.exchange.initial_parameters(member.clients[0], seed, self._round)
+                return params_D
+            except FederationError as error:
+                log.warning("%s", error)
+                problems.append(str(error))
+        raise FederationError("\n".join(problems) or "no site is connected")
 
     def fit(
         self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]
@@ -245,7 +258,7 @@ class DeployedEngine(BaseEngine):
         self.exchange.cancel_except(indices)
         for (client, _), index in indices.items():
             if not self._start(strategy, in_flight[index]):
-                failure = Failure(client=client, stage=FailureStage.NODE, reason=NOT_CONNECTED)
+                failure = Failure(client=client, stage=FailureStage.NODE, reason=self.membership.absence_of(client))
                 return Completion(index, failure, clock + time.monotonic() - start)
         key, result = self.exchange.wait_for_next()
         index = indices[key]
@@ -262,7 +275,7 @@ class DeployedEngine(BaseEngine):
         """
         members = self.membership.members_by_client()
         cohort = [client for client in cohort if client not in members or members[client].supports_metrics]
-        model, rounds = self.membership.require_same_model(), self._state_rounds(cohort)
+        model, rounds = self.membership.model, self._state_rounds(cohort)
         request = evaluation_request(
             params_D,
             cohort,
@@ -274,10 +287,12 @@ class DeployedEngine(BaseEngine):
             yield replace(result, stage=FailureStage.EVALUATE) if isinstance(result, Failure) else result
 
     def describe(self, cohort_size: int) -> str:
-        """Return the number of nodes by framework, and the deadline."""
-        counts = Counter(member.framework for member in self.membership.present.values())
-        nodes = ", ".join(f"{count} with {framework}" for framework, count in sorted(counts.items()))
-        return f"{len(self.membership.present)} nodes ({nodes}), deadline {self.exchange.timeout_s:g} s"
+        """Return the names of the sites, the number of sites by framework, and the deadline."""
+        members = self.membership.present.values()
+        counts = Counter(member.framework for member in members)
+        frameworks = ", ".join(f"{count} with {framework}" for framework, count in sorted(counts.items()))
+        names = ", ".join(sorted(member.site for member in members))
+        return f"{len(members)} sites: {names} ({frameworks}), deadline {self.exchange.timeout_s:g} s"
 
     def close(self) -> None:
         """Log the number of ignored responses; Flower closes the connections."""
@@ -323,6 +338,7 @@ class DeployedEngine(BaseEngine):
 
     def _add_clients(self) -> None:
         self.clients = sorted_client_ids(list({*self.clients, *self.membership.members_by_client()}))
+        self.sites.on_join([member.site for member in self.membership.present.values()])
 
     def _state_rounds(self, clients: Iterable[ClientId]) -> dict[ClientId, int]:
         """Return the round of the last accepted update of each client; 0 for a client without one."""

@@ -21,7 +21,6 @@ from fedlearn.privacy.secagg.masked_sum import partial_sum
 from fedlearn.privacy.secagg.messages import Session, parties_of
 from fedlearn.privacy.secagg.server import ServerStage
 from fedlearn.protocol.cohort_request import CohortRequest, Result
-from fedlearn.protocol.exchange import NOT_CONNECTED
 from fedlearn.protocol.membership import FederationError, Membership
 from fedlearn.protocol.secagg_exchange import SecAggResponse, masking_request, run_secure_sum
 
@@ -66,7 +65,8 @@ def run_secure_round(
     members = exchange.membership.members_by_client()
     present = [client for client in cohort if client in members]
     for client in sorted(set(cohort) - set(present)):
-        yield Failure(client=client, stage=FailureStage.NODE, reason=NOT_CONNECTED, is_delivered=False)
+        reason = exchange.membership.absence_of(client)
+        yield Failure(client=client, stage=FailureStage.NODE, reason=reason, is_delivered=False)
     registered = _masking_keys(exchange.membership, present)
     session = _session(request, strategy, exchange.layout, registered, session_name)
 

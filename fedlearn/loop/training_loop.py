@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from math import floor
 from typing import Any
 
 import numpy as np
@@ -39,10 +38,11 @@ from fedlearn.core.records import (
     sorted_client_ids,
 )
 from fedlearn.core.schedules import over_rounds
-from fedlearn.errors import FedlearnError, TooManyFailures, is_count, is_number, require
+from fedlearn.errors import FedlearnError, TooManyFailures, is_count, require
 from fedlearn.loop.async_loop import accumulate_buffer, fill_buffer
 from fedlearn.loop.base_engine import require_engine
 from fedlearn.loop.charging import LedgerJournal, actual_release, charges_ahead, planned_release
+from fedlearn.loop.failure_limit import check_failures, require_failure_limit
 from fedlearn.loop.protocols import AsyncEngine, Engine
 from fedlearn.loop.system_model import SystemModel
 from fedlearn.loop.virtual_clock import VirtualClockEngine
@@ -61,21 +61,22 @@ class Schedule:
         evaluate_every: n, to evaluate each n-th round and the last round, >= 1; default 1.
         evaluate_clients: maximum number of clients to evaluate, >= 1; default 1000. Larger populations are sampled once
             per run.
-        max_failures: maximum share of the cohort that may fail, in [0, 1); default 0.3. A round without any update
-            always stops the run.
+        max_failures: largest number of clients of a round that may fail: a whole number is a count, a float in [0, 1]
+            is a share of the cohort (1 is one client, 1.0 is all clients). None, the default: 30 % of the cohort, and
+            at least one client. A round without any update always stops the run.
     """
 
     rounds: int
     evaluate_every: int = 1
     evaluate_clients: int = 1000
-    max_failures: float = 0.3
+    max_failures: float | None = None
 
     def __post_init__(self) -> None:
         require(is_count(self.rounds), "rounds", self.rounds, "a whole number >= 1", "rounds=20")
-        every, most, share = self.evaluate_every, self.evaluate_clients, self.max_failures
+        every, most = self.evaluate_every, self.evaluate_clients
         require(is_count(every), "evaluate_every", every, "a whole number >= 1", "evaluate_every=1")
         require(is_count(most), "evaluate_clients", most, "a whole number >= 1", "evaluate_clients=1000")
-        require(is_number(share, at_least=0, below=1), "max_failures", share, "a share in [0, 1)", "max_failures=0.3")
+        require_failure_limit(self.max_failures)
 
     def is_evaluation_round(self, round: int) -> bool:
         """Return whether the schedule evaluates this round."""
@@ -200,7 +201,7 @@ def run_round(
             results.partial = accumulate(results.partial, strategy.aggregate, result)
         partial = results.partial
         if cohort or not (strategy.privacy_guarantee and strategy.privacy_guarantee.supports_empty_rounds):
-            _check_failures(partial, len(cohort), schedule.max_failures)
+            check_failures(partial, len(cohort), schedule.max_failures)
     done = _finish_round(strategy, engine, state, request, partial, cohort)
     if engine.elapsed_s is None:
         return done
@@ -221,7 +222,7 @@ def run_async_step(
     buffer = fill_buffer(strategy, engine, engine.clients, in_flight, request)
     initial = PartialAggregate(aggregator_state=strategy.aggregate.init(strategy.shared_layout(engine.layout)))
     partial = accumulate_buffer(initial, strategy, buffer, request.round)
-    _check_failures(partial, len(buffer.completed) + len(buffer.in_flight), schedule.max_failures)
+    check_failures(partial, len(buffer.completed) + len(buffer.in_flight), schedule.max_failures)
     stale = {"staleness_K": buffer.staleness(request.round), "sent_D": buffer.mean_sent_params()}
     done = _finish_round(strategy, engine, state, request, partial, buffer.cohort, num_sent=buffer.num_sent, **stale)
     return replace(done, state=replace(done.state, clock=buffer.clock, in_flight=buffer.in_flight), clock=buffer.clock)
@@ -357,23 +358,6 @@ def _charged_ahead(
         record(spent)
         raise
     record(guarantee.charge(state.ledger, actual_release(number, results.partial)))
-
-
-def _check_failures(partial: PartialAggregate, num_requests: int, max_failures: float) -> None:
-    """Stop the run if too many clients failed, or if there is no update.
-
-    Raises:
-        TooManyFailures: More than ``max_failures`` of the clients failed, or no client sent an update.
-    """
-    failures = [failure for failure in partial.failures if failure.stage.counts_as_failure]
-    num_failed = len({failure.client for failure in failures})
-    if num_failed > floor(max_failures * num_requests) or not partial.num_updates:
-        first = failures[0] if failures else None
-        cause = f"; first failure: client {first.client}, at stage {first.stage}: {first.reason}" if first else ""
-        raise TooManyFailures(
-            f"{num_failed} of {num_requests} clients failed, more than max_failures={max_failures} allows{cause}",
-            partial.failures,
-        )
 
 
 def server_step(

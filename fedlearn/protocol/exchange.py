@@ -7,10 +7,12 @@ of the cohort gets a result, or a `Failure` with a named cause. Every wait ends 
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from fedlearn.core.layout import Layout
@@ -23,10 +25,11 @@ from fedlearn.protocol.grid_client import GridClient, InFlightRequest
 from fedlearn.protocol.membership import FederationError, Member, Membership
 from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind
 from fedlearn.protocol.responses import ParameterReader, ResponseReader
+from fedlearn.protocol.sites import RunSites, StartState
 
 HELLO_TIMEOUT_S = 600.0  # seconds for a node to import its framework and to read its data
 MAX_HELLO_BYTES = 8 * 2**20  # bytes of a response to a hello request
-NOT_CONNECTED = "no node with this client is connected"
+REPORT_INTERVAL_S = 5.0  # seconds between two lines about missing sites
 RequestKey = tuple[ClientId, int]  # client and round of a request of an asynchronous strategy
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,7 @@ class Exchange:
         timeout_s: seconds after which a request counts as failed, > 0.
         check_member: function that raises `WireError` for a node that may not have its clients.
         find_task: see `Membership`.
+        sites: sites of the run; no other node gets a request. Default: all sites.
 
     Attributes:
         membership: nodes that have joined.
@@ -56,29 +60,57 @@ class Exchange:
         timeout_s: float,
         check_member: Callable[[Member], None] = lambda member: None,
         find_task: Callable[[str], Task] = as_task,
+        sites: RunSites | None = None,
     ) -> None:
         self.grid_client, self.settings, self.run, self.timeout_s = grid_client, settings, run, timeout_s
-        self.membership = Membership(check_member, find_task)
+        self.sites = sites or RunSites()
+        self.membership = Membership(check_member, find_task, self.sites)
         self.layout = Layout(())
         self._hellos: dict[str, int] = {}  # id of the request -> node
         self._in_flight: dict[RequestKey, tuple[NodeRequest, CohortRequest[Any]]] = {}
 
-    def wait_for_nodes(self, num_nodes: int, *, timeout_s: float) -> None:
-        """Wait until this number of nodes have joined with the same model.
+    def wait_for_sites(self, *, timeout_s: float) -> None:
+        """Wait until enough sites of the run have joined with the same model, and report the missing sites.
 
         Raises:
-            FederationError: Too few nodes joined in time, a node refuses the settings, or the models differ.
+            FederationError: Fewer than ``sites.min_sites`` sites joined in time, or too many sites refuse.
         """
-        deadline, pause, members = time.monotonic() + timeout_s, 0.05, self.membership
-        while len(members.present) < num_nodes:
+        start = reported = time.monotonic()
+        enough_since, pause = math.inf, 0.05
+        while True:
             self.update_members(0)
-            is_complete = len(members.present) + len(members.refused) >= num_nodes
-            if (members.refused and is_complete) or time.monotonic() >= deadline:
-                few = f"{len(members.present)} of {num_nodes} nodes joined within {timeout_s:g} s"
-                raise FederationError("\n".join([few, *members.report()]))
+            state = self._start_state(time.monotonic() - start, time.monotonic() - enough_since)
+            enough_since = min(enough_since, time.monotonic()) if state.has_enough else math.inf
+            if state.is_ready or state.is_hopeless or state.waited_s >= timeout_s:
+                break
+            if time.monotonic() - reported >= REPORT_INTERVAL_S:
+                reported = time.monotonic()
+                self.sites.report(f"waiting    {state.describe()}")
             time.sleep(pause)
             pause = min(1.3 * pause, 1.0)
-        self.layout = members.require_same_model().layout
+        if self.membership.present:
+            self.membership.fix_model()
+        if len(self.membership.present) < self.sites.min_sites:
+            few = f"{self._start_state(0.0, 0.0).describe()} (after {state.waited_s:.0f} s)"
+            need = f"  expected  at least {self.sites.min_sites} of these sites (min_sites)"
+            raise FederationError("\n".join([few, need, *self.membership.report()]))
+        if missing := self.membership.report()[len(self.membership.present) :]:
+            self.sites.report("\n".join([f"sites      {self._start_state(0.0, 0.0).describe()}", *missing]))
+        self.layout = self.membership.model.layout
+
+    def _start_state(self, waited_s: float, settled_s: float) -> StartState:
+        def names(nodes: Iterable[int]) -> list[str]:
+            return [site for node in nodes if (site := self.sites.site_of(node)) is not None]
+
+        members = self.membership
+        return StartState(
+            sites=self.sites,
+            connected=names({*members.present, *members.refused, *members.pending}),
+            joined=names(members.present),
+            refused=names(members.refused),
+            waited_s=waited_s,
+            settled_s=settled_s,
+        )
 
     def wait_for_clients(self, cohort: Collection[ClientId], needed: int, *, round: int, timeout_s: float) -> None:
         """Wait until enough clients of a cohort are connected, or until the deadline.
@@ -97,7 +129,8 @@ class Exchange:
 
     def update_members(self, round: int) -> None:
         """Send hello requests to new nodes, read available responses, and remove disconnected nodes; do not wait."""
-        connected, members = self.grid_client.node_ids(), self.membership
+        members = self.membership
+        connected = {node_id for node_id in self.grid_client.node_ids() if self.sites.includes(node_id)}
         members.remove_except(connected)
         disconnected = {id for id, node_id in self._hellos.items() if node_id not in connected}
         self.grid_client.cancel(disconnected)
@@ -174,7 +207,7 @@ class Exchange:
         delivered = {client for request in requests.values() for client in request.clients}
         waiting = {request.id: request for request in requests.values()}
         missing, num_completed, needed = set(cohort.clients), 0, cohort.min_completed
-        stage, reason = FailureStage.NODE, NOT_CONNECTED
+        stage, closed = FailureStage.NODE, ""
         self._send(requests, max_bytes=cohort.reader.max_bytes)
         try:
             while waiting:
@@ -185,30 +218,33 @@ class Exchange:
                     num_completed += not isinstance(result, Failure)
                     yield result
                 if needed is not None and num_completed >= needed:
-                    stage, reason = FailureStage.NOT_NEEDED, f"the round closed with {needed} other updates"
+                    stage, closed = FailureStage.NOT_NEEDED, f"the round closed with {needed} other updates"
                     break
         finally:
             self.grid_client.cancel(waiting.keys())
         for client in missing:
+            reason = closed or self.membership.absence_of(client)
             yield Failure(client=client, stage=stage, reason=reason, is_delivered=client in delivered)
 
     def _read(
         self, request: NodeRequest, response: NodeResponse, reader: ResponseReader[Result]
     ) -> list[Result | Failure]:
         """Return the results of the clients of one request, and a failure for each client without a result."""
+        site = self.membership.site_of(request.clients)
         if response.refusal:
-            log.warning("%s: %s", request.kind, response.refusal.reason)
+            log.warning("%s, %s: %s", site, request.kind, response.refusal.reason)
             if response.refusal.stage == FailureStage.REQUEST:  # the node restarted, with other clients or settings
                 self.membership.forget_clients(request.clients)
-            return _failures(request.clients, response.refusal.stage, response.refusal.reason)
+            return _failures(request.clients, response.refusal.stage, f"{site}: {response.refusal.reason}")
         try:
-            results: list[Result | Failure] = [*response.failures, *reader.read(response.content, response.clients)]
+            named = [replace(failure, reason=f"{site}: {failure.reason}") for failure in response.failures]
+            results: list[Result | Failure] = [*named, *reader.read(response.content, response.clients)]
         except WireError as error:
             self.grid_client.num_ignored["malformed"] += 1
-            log.warning("ignored a response to %s: %s", request.kind, error)
-            return _failures(request.clients, FailureStage.RESPONSE, str(error))
+            log.warning("ignored a response of %s to %s: %s", site, request.kind, error)
+            return _failures(request.clients, FailureStage.RESPONSE, f"{site}: {error}")
         omitted = set() if reader.may_omit_clients else set(request.clients) - {client_of(result) for result in results}
-        return results + _failures(omitted, FailureStage.RESPONSE, "the response of its node leaves the client out")
+        return results + _failures(omitted, FailureStage.RESPONSE, f"the response of {site} leaves the client out")
 
     def _divide(self, cohort: CohortRequest[Any]) -> dict[int, NodeRequest]:
         """Return a request for each node that has clients of the cohort."""
@@ -259,7 +295,8 @@ class Exchange:
         try:
             if response.refusal:
                 raise WireError(f"stage {response.refusal.stage}: {response.refusal.reason}")
-            self.membership.admit(Member.read(response.content, response.clients, node_id))
+            site = self.sites.site_of(node_id) or ""
+            self.membership.admit(Member.read(response.content, response.clients, node_id, site))
         except WireError as error:
             self.membership.refuse(node_id, str(error))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -22,6 +22,7 @@ from fedlearn.errors import FedlearnError
 from fedlearn.flower.compat import retry_parts_after, run_stopped_error, upload_error
 from fedlearn.protocol.messages import NodeRequest, NodeResponse
 from fedlearn.protocol.polling import INITIAL_BACKOFF_S, poll_interval
+from fedlearn.protocol.sites import STRANGER
 
 RECORD, SHARED, PAYLOAD = "fedlearn", "fedlearn.shared", "payload"
 STYPE = "fedlearn.safetensors"
@@ -108,14 +109,18 @@ class GridClient:
     A request fails at its deadline, or when Flower reports an error. Its response is then a refusal at stage ``node``.
     A response that cannot be read becomes a refusal at stage ``response``.
 
+    Args:
+        grid: Flower's connection to the nodes.
+        name_of: function from Flower's id of a node to its name in messages.
+
     Attributes:
         num_ignored: number of responses that were ignored, by cause: ``expired``, ``duplicate``, ``unknown_sender``,
             ``malformed``.
     """
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: Grid, name_of: Callable[[int], str] = lambda node_id: STRANGER) -> None:
         retry_parts_after(INITIAL_BACKOFF_S)
-        self.grid = grid
+        self.grid, self._name_of = grid, name_of
         self.num_ignored: Counter[str] = Counter()
         self._in_flight: dict[str, InFlightRequest] = {}  # by Flower's id of the message
         self._completed: dict[str, NodeResponse] = {}  # by id of the request
@@ -245,7 +250,7 @@ class GridClient:
 
     def _count(self, cause: str, sender: int) -> None:
         self.num_ignored[cause] += 1
-        log.warning("ignored a response of node %d: %s", sender, cause)
+        log.warning("ignored a response of %s: %s", self._name_of(sender), cause)
 
 
 @contextmanager

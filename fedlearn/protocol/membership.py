@@ -21,16 +21,18 @@ from fedlearn.core.tasks import Task, as_task
 from fedlearn.core.tasks.base import TASK_NAME
 from fedlearn.errors import FedlearnError, SettingError
 from fedlearn.protocol.fields import read_number, read_numbers
+from fedlearn.protocol.sites import STRANGER, RunSites
 
 RETRY_INTERVAL_S = 30.0  # seconds until a refused node gets a new hello request
 MAX_PARAMETERS = 2**31  # a request has at most 8 GiB, which is this number of float32 parameters
 MAX_CLASSES = 2**14  # a confusion matrix of the coordinator then has at most 2 GiB
+NOT_CONNECTED = "no node with this client is connected"
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32")
 log = logging.getLogger(__name__)
 
 
 class FederationError(FedlearnError):
-    """Report a federation with too few nodes, a failed node, or nodes with different models."""
+    """Report a federation with too few sites, or a node that has failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,7 @@ class Member:
         supports_metrics: True if its policy allows evaluation metrics to leave.
         masking_key: public key for secure aggregation, in hexadecimal; empty if the node has none.
         node_id: Flower's id of the node; 0 at the node itself, which does not know its id.
+        site: name of its site at the coordinator; empty at the node itself.
     """
 
     layout: Layout
@@ -62,6 +65,7 @@ class Member:
     supports_metrics: bool
     masking_key: str
     node_id: int = 0
+    site: str = ""
 
     @property
     def clients(self) -> tuple[ClientId, ...]:
@@ -69,7 +73,8 @@ class Member:
         return tuple(sorted(self.num_examples))
 
     def __str__(self) -> str:
-        return f"the node of client{'s' * (len(self.clients) > 1)} {', '.join(map(str, self.clients))}"
+        clients = f"client{'s' * (len(self.clients) > 1)} {', '.join(map(str, self.clients))}"
+        return f"site {self.site} ({clients})" if self.site else f"the node of {clients}"
 
     def pack(self) -> Payload:
         """Return the description as the content of a response to a hello request."""
@@ -81,7 +86,7 @@ class Member:
         return Payload(metadata=metadata)
 
     @classmethod
-    def read(cls, content: Payload, clients: Sequence[ClientId], node_id: int) -> Member:
+    def read(cls, content: Payload, clients: Sequence[ClientId], node_id: int, site: str = "") -> Member:
         """Return the member that an untrusted content describes.
 
         Raises:
@@ -103,7 +108,7 @@ class Member:
         fields["names"] = {
             client: read_text(name, "names", max_length=100) for client, name in zip(clients, names, strict=True)
         }
-        return cls(node_id=node_id, layout=read_layout(fields.pop("leaves")), **fields)
+        return cls(node_id=node_id, site=site, layout=read_layout(fields.pop("leaves")), **fields)
 
 
 class Membership:
@@ -113,6 +118,7 @@ class Membership:
         check: function that raises `WireError` for a node that may not have its clients.
         find_task: function from the name of a task to the task. It raises `SettingError` for an unknown name, and
             imports only code that the operator of the coordinator has registered. Default: the shipped tasks.
+        sites: sites of the run; default: all sites.
 
     Attributes:
         present: admitted and connected nodes, by Flower's id.
@@ -121,21 +127,26 @@ class Membership:
     """
 
     def __init__(
-        self, check: Callable[[Member], None] = lambda member: None, find_task: Callable[[str], Task] = as_task
+        self,
+        check: Callable[[Member], None] = lambda member: None,
+        find_task: Callable[[str], Task] = as_task,
+        sites: RunSites | None = None,
     ) -> None:
-        self._check, self._find_task = check, find_task
+        self._check, self._find_task, self.sites = check, find_task, sites or RunSites()
         self.present: dict[int, Member] = {}
         self.refused: dict[int, str] = {}
         self.pending: set[int] = set()
         self._refused_at: dict[int, float] = {}
         self._model: Member | None = None
         self._num_examples: dict[ClientId, int] = {}  # example counts at the first admission of this run
+        self._last_site: dict[ClientId, str] = {}  # site of each client that has joined
 
     def remove_except(self, connected: Collection[int]) -> None:
         """Remove the nodes that are no longer connected."""
         for node_id in [node_id for node_id in self.present if node_id not in connected]:
             log.warning("%s is disconnected", self.present.pop(node_id))
         self.pending &= set(connected)
+        self.refused = {node_id: reason for node_id, reason in self.refused.items() if node_id in connected}
 
     def nodes_to_greet(self, connected: Collection[int]) -> list[int]:
         """Return the nodes that need a hello request: new nodes, and refused nodes after `RETRY_INTERVAL_S`."""
@@ -154,8 +165,8 @@ class Membership:
         members = self.members_by_client()
         taken = [client for client in member.clients if client in members]
         if taken:
-            nodes = f"nodes {members[taken[0]].node_id} and {member.node_id}"
-            raise WireError(f"{nodes} both claim client {taken[0]}; give each client to one node")
+            owners = f"{self.sites.name(members[taken[0]].node_id)} and {self.sites.name(member.node_id)}"
+            raise WireError(f"{owners} both claim client {taken[0]}; give each client to one site")
         if self._model is not None and _task_and_layout(member) != _task_and_layout(self._model):
             raise WireError(f"{member} does not fit {self._model}: {_difference(member, self._model)}")
         self.refused.pop(member.node_id, None)
@@ -165,6 +176,7 @@ class Membership:
                 raise WireError(f"client {client} had {first} examples when this run started, and now it has {count}")
         self._check(member)
         self._num_examples |= member.num_examples
+        self._last_site |= dict.fromkeys(member.clients, self.sites.name(member.node_id))
         self.present[member.node_id] = member
         suffix = "" if member.supports_metrics else ", without metrics"
         log.info("%s has joined (%s on %s%s)", member, member.framework, member.device, suffix)
@@ -184,27 +196,36 @@ class Membership:
         """Refuse a node for `RETRY_INTERVAL_S`, and keep the reason."""
         self.refused[node_id] = reason
         self._refused_at[node_id] = time.monotonic()
-        log.warning("node %d is refused: %s", node_id, reason)
+        log.warning("%s is refused: %s", self.sites.name(node_id), reason)
 
     def forget_clients(self, clients: Collection[ClientId]) -> None:
         """Remove the nodes of these clients, so that they receive a new hello request."""
         for node_id in [node_id for node_id, member in self.present.items() if set(member.clients) & set(clients)]:
             del self.present[node_id]
 
-    def require_same_model(self) -> Member:
-        """Return a member with the model of all present members. Later members need the same model.
-
-        Raises:
-            FederationError: The models differ; the error names a node whose model the most nodes do not have.
-        """
-        if self._model is None:
-            members = sorted(self.present.values(), key=lambda member: member.clients)
-            counts = Counter(_task_and_layout(member) for member in members)
-            self._model = next(m for m in members if _task_and_layout(m) == counts.most_common(1)[0][0])
-            for member in members:
-                if _task_and_layout(member) != _task_and_layout(self._model):
-                    raise FederationError(f"{member} does not fit {self._model}: {_difference(member, self._model)}")
+    @property
+    def model(self) -> Member:
+        """A member with the model of the run."""
+        assert self._model is not None, "no site has joined"
         return self._model
+
+    def fix_model(self) -> None:
+        """Fix the model that most of the present members have, and refuse the other members."""
+        members = sorted(self.present.values(), key=lambda member: member.clients)
+        counts = Counter(_task_and_layout(member) for member in members)
+        self._model = model = next(m for m in members if _task_and_layout(m) == counts.most_common(1)[0][0])
+        for member in members:
+            if _task_and_layout(member) != _task_and_layout(model):
+                del self.present[member.node_id]
+                self.refuse(member.node_id, f"{member} does not fit {model}: {_difference(member, model)}")
+
+    def site_of(self, clients: Collection[ClientId]) -> str:
+        """Return the name of the site with these clients, for a message."""
+        return next((self._last_site[client] for client in clients if client in self._last_site), STRANGER)
+
+    def absence_of(self, client: ClientId) -> str:
+        """Return the reason of the failure of a client whose node is not connected."""
+        return f"{self.site_of([client])} is not connected" if client in self._last_site else NOT_CONNECTED
 
     def members_by_client(self) -> dict[ClientId, Member]:
         """Return the member of each client."""
@@ -218,9 +239,9 @@ class Membership:
     def report(self) -> list[str]:
         """Return one line per node: joined, refused with the reason, or silent."""
         lines = [f"  joined    {member}" for member in self.present.values()]
-        lines += [f"  refused   node {node_id}: {reason}" for node_id, reason in sorted(self.refused.items())]
+        lines += [f"  refused   {self.sites.name(node)}: {reason}" for node, reason in sorted(self.refused.items())]
         problem = "is connected, but its trainer has not responded"
-        return lines + [f"  silent    node {node_id} {problem}" for node_id in sorted(self.pending)]
+        return lines + [f"  silent    {self.sites.name(node)} {problem}" for node in sorted(self.pending)]
 
 
 def read_layout(values: Any) -> Layout:

@@ -54,6 +54,7 @@ from fedlearn.runner.local_training import build_local
 from fedlearn.runner.parts import NO_PARTS, OBJECT_TARGET, Parts
 from fedlearn.runner.protection import protect_strategy
 from fedlearn.runner.renames import new_name
+from fedlearn.runner.site_settings import read_site_settings, refuse_site_settings
 from fedlearn.runner.training_check import check_scenario, reported_warnings, with_gradient_warning
 from fedlearn.runner.user_code import add_metrics
 from fedlearn.trainers.class_weights import require_weight_per_class
@@ -126,6 +127,7 @@ def build_plan(cfg: DictConfig, parts: Parts = NO_PARTS) -> Plan:
     plain = _plain(cfg, "the configuration")
     _refuse_old_names(plain)
     _refuse_hidden_groups(plain)
+    read_site_settings(plain)
     allow = allowed_modules(plain)
     if parts.find("scenario", _group(plain, "scenario")) is None:
         check_targets(plain["scenario"], "scenario", allow=allow, num_args=0)
@@ -239,6 +241,7 @@ def build_experiment(
     """
     plan = plan or build_plan(cfg, parts)
     refuse_coordinator_engine(cfg.engine)
+    refuse_site_settings(cfg)
     with reported_warnings():
         return _build_experiment(cfg, plan, parts, transform_scenario)
 

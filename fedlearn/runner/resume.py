@@ -33,7 +33,7 @@ from fedlearn.runner.run_mode import SIMULATION, RunMode
 from fedlearn.runner.training_data import require_same_data
 
 EARLY_STOP_SETTINGS = ("early_stop.metric", "early_stop.patience", "early_stop.min_delta")
-CHANGEABLE_SETTINGS = ("rounds", "max_failures", "checkpoint_every", "report", *EARLY_STOP_SETTINGS)
+CHANGEABLE_SETTINGS = ("rounds", "max_failures", "min_sites", "checkpoint_every", "report", *EARLY_STOP_SETTINGS)
 SUMMARY_FILE = "summary.json"
 
 

@@ -149,6 +149,7 @@ def federation(problem, identity, tmp_path):
     from fedlearn.deploy.node_side.reveal import Reveal
     from fedlearn.deploy.node_side.service import NodeService
     from fedlearn.engines.deployed import DeployedEngine
+    from fedlearn.protocol.sites import RunSites
     from fedlearn.runner.registry import installed_registry
 
     grids = []
@@ -186,7 +187,7 @@ def federation(problem, identity, tmp_path):
         built = {**given, **{group: registry.resolve(group, given[group]) for group in given if group != "buffers"}}
         settings = {
             "run": "test-run",
-            "num_nodes": len(sites),
+            "sites": RunSites(min_sites=len(sites)),
             "join_timeout": LIMIT_S,
             "deadline": LIMIT_S,
             **settings,

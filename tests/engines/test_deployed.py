@@ -25,6 +25,7 @@ from fedlearn.core.serialization import pack, unpack
 from fedlearn.deploy.coordinator_side.remote_scenario import remote_scenario
 from fedlearn.deploy.node_side.reveal import Reveal
 from fedlearn.protocol.membership import FederationError
+from fedlearn.protocol.sites import RunSites
 
 
 def simulated(made, rounds=3, buffers="refuse", **schedule):
@@ -126,7 +127,9 @@ def test_a_raising_training_is_that_clients_failure_and_its_reason_stays_at_the_
     (one,) = deployed(made, rounds=1, evaluate=False)
     (failure,) = one.failures
     assert (failure.client, failure.stage) == (1, "fit")
-    reference = re.fullmatch(r"local training failed \(reference (\w+) in the log of the node\)", failure.reason)[1]
+    reference = re.fullmatch(
+        r"site node101: local training failed \(reference (\w+) in the log of the node\)", failure.reason
+    )[1]
     assert failure.traceback == ""
     assert "Traceback" in caplog.text
     assert f"reference {reference}: RuntimeError: the scanner is offline" in caplog.text
@@ -200,7 +203,7 @@ def test_a_malformed_response_is_refused_before_it_touches_the_model(federation,
 def test_a_malformed_description_of_a_node_is_refused_by_name(federation, change, reason):
     made = federation()
     made.grid.nodes[102] = tampered(made.sites[102], change, kind="hello")
-    with pytest.raises(FederationError, match=rf"refused   node 102: .*{reason}"):
+    with pytest.raises(FederationError, match=rf"refused   site node102: .*{reason}"):
         made.engine.open()
 
 
@@ -218,12 +221,15 @@ def with_content(payload, **fields):
     ],
     ids=["nan", "shape", "none", "more"],
 )
-def test_malformed_initial_parameters_end_the_start_by_name(federation, change):
+def test_malformed_initial_parameters_are_not_used_and_their_site_is_named(federation, change, caplog):
     made = federation()
+    expected = made.engine.initial_parameters(1)
     made.grid.nodes[101] = tampered(made.sites[101], change, kind="init")
-    with pytest.raises(
-        FederationError, match=r"the node of clients 0, 1 sends no initial parameters: .*params|no param"
-    ):
+    assert np.array_equal(made.engine.initial_parameters(1), expected)  # the next site draws them
+    problem = r"site node10\d \(clients . .\) sends no initial parameters: .*params|no param"
+    assert re.search(problem, caplog.text)
+    made.grid.nodes[102] = tampered(made.sites[102], change, kind="init")
+    with pytest.raises(FederationError, match=problem):
         made.engine.initial_parameters(1)
 
 
@@ -359,7 +365,7 @@ def test_a_node_that_never_answers_costs_a_deadline_and_is_named(federation):
     made.grid.nodes[102] = None
     (one,) = deployed(made, rounds=1, evaluate=False, max_failures=0.5)
     assert [(f.client, f.stage) for f in one.failures] == [(2, "node"), (3, "node")]
-    assert one.failures[0].reason == "no response within 2 s"
+    assert one.failures[0].reason == "site node102: no response within 2 s"
 
 
 def test_a_late_answer_is_counted_and_ignored_and_its_memory_never_happened(federation):
@@ -433,9 +439,8 @@ def test_a_node_that_disappears_fails_by_name_and_one_that_comes_back_takes_part
 
 
 def test_a_new_client_takes_part_from_the_next_round_on(federation):
-    made = federation(clients=((0, 1), (2,), (3,)))
+    made = federation(clients=((0, 1), (2,), (3,)), sites=RunSites(min_sites=2))
     late = made.grid.nodes.pop(103)
-    made.engine.num_nodes = 2
     made.engine.open()
     assert made.engine.clients == (0, 1, 2)
     made.grid.nodes[103] = late
@@ -447,7 +452,7 @@ def test_a_new_client_takes_part_from_the_next_round_on(federation):
 
 def test_two_nodes_that_claim_the_same_client_are_refused_by_name(federation):
     made = federation(clients=((0, 1), (1, 2)))
-    with pytest.raises(FederationError, match=r"nodes 10\d and 10\d both claim client 1"):
+    with pytest.raises(FederationError, match=r"site node10\d and site node10\d both claim client 1"):
         made.engine.open()
 
 
@@ -456,14 +461,16 @@ def test_the_node_with_another_model_is_named(federation):
     builder = made.sites[102].builder
     builder._with_operator_settings = lambda settings: {**settings, "num_features": 5}
     with pytest.raises(
-        FederationError, match=r"the node of client 1 does not fit .*out.weight 1x5, and the other .*1x3"
+        FederationError, match=r"site node102 \(client 1\) does not fit .*out.weight 1x5, and the other .*1x3"
     ):
         made.engine.open()
 
 
 def test_missing_nodes_end_the_wait_by_name(federation):
-    made = federation(num_nodes=3, join_timeout=2.0)
-    with pytest.raises(FederationError, match=r"2 of 3 nodes joined within 2 s"):
+    made = federation(sites=RunSites(min_sites=3), join_timeout=2.0)
+    with pytest.raises(
+        FederationError, match=r"2 of 2 sites joined \(after 2 s\)\n  expected  at least 3 of these sites"
+    ):
         made.engine.open()
 
 
@@ -492,7 +499,9 @@ def test_a_run_resumed_from_a_checkpoint_ends_as_an_uninterrupted_one(federation
     for done in federate(strategy, made.engine, state, schedule=Schedule(rounds=4), local=LOCAL_SETTINGS):
         if done.number == 2:
             path = checkpoint.save(tmp_path / "saved", done.state, made.engine.client_states, layout=made.engine.layout)
-    again = type(made.engine)(made.grid, made.order, run="test-run", num_nodes=2, join_timeout=120, deadline=120)
+    again = type(made.engine)(
+        made.grid, made.order, run="test-run", sites=RunSites(min_sites=2), join_timeout=120, deadline=120
+    )
     again.open()
     state, memories = checkpoint.load(path, again.layout)
     again.client_states.update(memories)
@@ -603,7 +612,7 @@ def test_nodes_in_torch_and_nodes_in_jax_train_the_model_of_an_all_torch_simulat
     for node, framework in zip(list(made.sites), ("torch", "jax"), strict=True):
         made.restart(node, config={"framework": framework})
     there, here = deployed(made, rounds=10, evaluate=False)[-1], simulated(made, rounds=10, evaluate_every=10)[-1]
-    assert made.engine.describe(4).startswith("2 nodes (1 with jax, 1 with torch)")
+    assert made.engine.describe(4).startswith("2 sites: node101, node102 (1 with jax, 1 with torch)")
     assert np.abs(there.state.params_D - here.state.params_D).max() < 1e-4
 
 

