@@ -34,7 +34,7 @@ class RunSites:
         site_of: function from Flower's id of a node to the name of its site; None: no admitted node has this id.
         names: sites of the run; no other node is asked. None: all sites.
         min_sites: smallest number of sites for the start, >= 1, default 1.
-        waits_for_absent: True if the start waits for sites that are not connected, as for a list of the submitter.
+        waits_for_disconnected: True if the start waits for sites that are not connected, as for a list of the submitter.
         rejoining: sites that took part before the run was interrupted; the start waits for them.
         settle_s: seconds to wait for connected sites after ``min_sites`` sites have joined; default: to the deadline.
         on_join: function that gets the names of the joined sites at the start, and after each change.
@@ -44,7 +44,7 @@ class RunSites:
     site_of: Callable[[int], str | None] = lambda node_id: f"node{node_id}"
     names: tuple[str, ...] | None = None
     min_sites: int = 1
-    waits_for_absent: bool = False
+    waits_for_disconnected: bool = False
     rejoining: frozenset[str] = frozenset()
     settle_s: float = math.inf
     on_join: Callable[[Collection[str]], None] = lambda names: None
@@ -111,13 +111,13 @@ class StartState:
     @property
     def _candidates(self) -> Collection[str]:
         """Names of the sites that may join: absent sites count if the run waits for them."""
-        is_open = self.sites.waits_for_absent or self.waited_s < CONNECT_GRACE_S
+        is_open = self.sites.waits_for_disconnected or self.waited_s < CONNECT_GRACE_S
         return self.sites.names if self.sites.names is not None and is_open else self.connected
 
     def describe(self) -> str:
         """Return a line with the missing sites by name.
 
-        >>> sites = RunSites(names=("north", "south", "west"), min_sites=3, waits_for_absent=True)
+        >>> sites = RunSites(names=("north", "south", "west"), min_sites=3, waits_for_disconnected=True)
         >>> state = StartState(sites=sites, connected=["north", "south"], joined=["north"], refused=[], waited_s=7.0)
         >>> state.describe()
         '1 of 3 sites joined; no answer yet: south; not connected: west'

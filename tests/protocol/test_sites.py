@@ -44,7 +44,10 @@ def draw(rng):
     named = tuple(sorted(rng.sample(ALL, rng.randint(1, 4))))
     is_named = rng.random() < 0.5
     sites = RunSites(
-        names=named, min_sites=rng.randint(1, len(named)), waits_for_absent=is_named, settle_s=rng.choice([5.0, 1e9])
+        names=named,
+        min_sites=rng.randint(1, len(named)),
+        waits_for_disconnected=is_named,
+        settle_s=rng.choice([5.0, 1e9]),
     )
     doing = {name: rng.choice(["absent", "silent", "joined", "refused"]) for name in named}
     return sites, doing, rng.choice([0.0, 4.0, 60.0])
@@ -70,7 +73,7 @@ def check_rule(seed):
     if counts["joined"] == len(doing):
         assert at.is_ready
     if at.is_hopeless:  # also if each remaining site of the run joins
-        absent = counts["absent"] if sites.waits_for_absent or waited_s < 5 else 0
+        absent = counts["absent"] if sites.waits_for_disconnected or waited_s < 5 else 0
         assert counts["joined"] + counts["silent"] + absent < sites.min_sites
         assert counts["refused"]
     if counts["refused"] == len(doing):
@@ -96,7 +99,7 @@ def test_a_run_without_a_list_starts_without_absent_sites_after_a_short_time():
 
 
 def test_a_run_with_a_list_waits_for_its_sites_and_not_for_a_silent_one_for_ever():
-    sites = RunSites(names=("north", "south", "west"), min_sites=2, waits_for_absent=True, settle_s=10.0)
+    sites = RunSites(names=("north", "south", "west"), min_sites=2, waits_for_disconnected=True, settle_s=10.0)
     connected, joined = ["north", "south", "west"], ["north", "south"]
     assert not state(sites, connected, joined, settled_s=3.0).is_ready
     assert state(sites, connected, joined, settled_s=11.0).is_ready

@@ -138,7 +138,7 @@ def build_run_sites(
         site_of=directory.site_of,
         names=names,
         min_sites=settings.min_sites or (1 if settings.sites is None else len(settings.sites)),
-        waits_for_absent=settings.sites is not None,
+        waits_for_disconnected=settings.sites is not None,
         rejoining=joined,
         settle_s=math.inf if settings.min_sites is None else SETTLE_S,
         on_join=remember,

@@ -156,7 +156,7 @@ def _run_mode(grid: Grid, request: Mapping[str, Any], runs: Path) -> RunMode:
             (folder / DEPLOYMENT_FILE).unlink()
             raise
 
-    person = ""  # no call has the name of a person yet
+    person = str(request.get(PERSON_KEY) or "")
     width = _read_width(request.get("width"))
     return RunMode(
         build_experiment=build,

@@ -25,13 +25,13 @@ def admit(tmp_path, node_id, name):
 def test_a_run_asks_its_named_sites_and_needs_all_of_them(directory, tmp_path):
     chosen = build_run_sites(SiteSettings(sites=("south", "north")), directory, tmp_path)
     assert [node for node in range(5) if chosen.includes(node)] == [1, 2]
-    assert (chosen.min_sites, chosen.waits_for_absent) == (2, True)
+    assert (chosen.min_sites, chosen.waits_for_disconnected) == (2, True)
 
 
 def test_a_run_without_a_list_is_for_the_sites_admitted_at_its_start(directory, tmp_path):
     chosen = build_run_sites(SiteSettings(), directory, tmp_path)
     assert chosen.names == ("north", "south", "west")
-    assert (chosen.min_sites, chosen.waits_for_absent) == (1, False)
+    assert (chosen.min_sites, chosen.waits_for_disconnected) == (1, False)
     admit(tmp_path, 4, "east")
     assert directory.site_of(4) == "east"
     assert not chosen.includes(4)
