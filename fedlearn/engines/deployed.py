@@ -96,7 +96,8 @@ class DeployedEngine(BaseEngine):
             (`set_privacy`); ``metrics``, names of metrics that the operators have registered.
         run: name of the run, equal after a restart of the coordinator; nodes keep client states under this name.
         sites: sites of the run, and the rule for its start; default: all sites, at least one of them.
-        join_timeout: seconds to wait for the sites at the start, and in a round for nodes of the cohort, > 0, default 120.
+        join_timeout: seconds to wait for the sites at the start, and in a round for nodes of the cohort, > 0, default
+            120.
         deadline: seconds after which a request to a node counts as failed, > 0, default 600.
         min_updates: smallest number of updates of a round, >= 1, default 1; a round with fewer updates stops the run.
         min_completed: number of updates that close a round, >= ``min_updates``. The round then does not wait for the

@@ -34,7 +34,7 @@ class RunSites:
         site_of: function from Flower's id of a node to the name of its site; None: no admitted node has this id.
         names: sites of the run; no other node is asked. None: all sites.
         min_sites: smallest number of sites for the start, >= 1, default 1.
-        waits_for_disconnected: True if the start waits for sites that are not connected, as for a list of the submitter.
+        waits_for_disconnected: True if the start waits for sites that are not connected.
         rejoining: sites that took part before the run was interrupted; the start waits for them.
         settle_s: seconds to wait for connected sites after ``min_sites`` sites have joined; default: to the deadline.
         on_join: function that gets the names of the joined sites at the start, and after each change.

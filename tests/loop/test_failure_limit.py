@@ -63,7 +63,7 @@ def test_the_default_allows_one_failure_in_a_federation_of_three():
 
 def test_a_round_without_an_update_is_refused_for_any_limit():
     for limit in (None, 1, 9, 1.0):
-        with pytest.raises(TooManyFailures, match="1 of 1 clients failed, and a round needs an update; .*west"):
+        with pytest.raises(TooManyFailures, match=r"1 of 1 clients failed, and a round needs an update; .*west"):
             check_failures(result(1, 1), 1, limit)
 
 
