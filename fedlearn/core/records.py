@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedlearn.core.gradient_settings import as_class_weights, check_gradient_settings
+from fedlearn.core.inputs import join_inputs
 from fedlearn.core.named_option import as_option, option_name, option_values
 from fedlearn.core.optimizers import check_optimizer, check_state_policy
 from fedlearn.core.privacy_ledger import Epsilon, Ledger
@@ -141,7 +142,8 @@ class Examples:
     """Labelled examples: inputs and targets.
 
     Attributes:
-        x: inputs, ``(N, ...)``, float32; images are N x height x width x channels.
+        x: inputs, ``(N, ...)``, float32; images are N x height x width x channels. Several inputs of a model are one
+            structured array; a mapping or a tuple of arrays is turned into it, see `fedlearn.core.inputs`.
         y: targets, ``(N,)``; int64 classes, or float32 values for regression.
 
     Raises:
@@ -152,6 +154,8 @@ class Examples:
     y: np.ndarray
 
     def __post_init__(self) -> None:
+        if isinstance(self.x, Mapping | tuple):
+            object.__setattr__(self, "x", join_inputs(self.x))
         if len(self.x) != len(self.y):
             raise ValueError(f"x has {len(self.x)} examples, but y has {len(self.y)}")
 

@@ -102,8 +102,10 @@ class Scenario:
         Args:
             datasets: name of a client -> data set. Pairs of arrays, data frames, and data sets of PyTorch or Hugging
                 Face are data sets. A function without arguments may return the data set.
-            model: ``nn.Module`` of PyTorch, module of flax.linen, or a trainer. A module keeps its weights.
-            options: ``task`` (default ``multiclass``); ``loss``, see `fedlearn.TorchTrainer`; ``metrics`` in addition
+            model: ``nn.Module`` of PyTorch, module of flax.linen, flax.nnx or equinox, pair of functions ``(init,
+                apply)`` of JAX, or a trainer. A module keeps its weights.
+            options: ``task`` (default ``multiclass``); ``loss``, ``forward`` and ``output``, see
+                `fedlearn.TorchTrainer` and `fedlearn.JaxTrainer`; ``metrics`` in addition
                 to the metrics of the task; ``metric``, the main metric; ``target`` and ``features``, names of columns;
                 ``classes``, names of classes in order, if targets are not class numbers; ``num_classes``, which avoids
                 that all clients are read for a count; ``collate``, function from a list of items to arrays of inputs

@@ -6,7 +6,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from fedlearn.core.federated_data import FederatedData
+from fedlearn.core.inputs import has_fields
 from fedlearn.core.metric import Metric
 from fedlearn.core.tasks import Task
 from fedlearn.data.client_datasets import Collate, client_datasets
@@ -24,6 +27,8 @@ def scenario_from_datasets(
     model: Any,
     task: Task | str = "multiclass",
     loss: Callable[..., Any] | None = None,
+    forward: Callable[..., Any] | None = None,
+    output: str | int | None = None,
     metrics: Sequence[Metric] = (),
     target: str | None = None,
     features: Sequence[str] | None = None,
@@ -53,15 +58,15 @@ def scenario_from_datasets(
     first = next((client for client in data.clients if len(data.train(client))), None)
     if first is None:
         raise DataError("no client has training examples\n  expected  one example or more\n  try       test_share=0.25")
-    shape = data.train(first).x.shape[1:]
+    x = data.train(first).x
     columns = () if target is None or collate is not None else _columns(datasets, read.reader.columns)
     return Scenario(
         name=name,
         data=data,
-        trainer=_trainer(model, data, input_shape=shape, loss=loss, device=device),
-        model=type(model).__name__,
+        trainer=_trainer(model, x, task=data.task, loss=loss, forward=forward, output=output, device=device),
+        model="init, apply" if isinstance(model, tuple) else type(model).__name__,
         metric=metric,
-        preprocessing=_preprocessing(columns, shape, data, target, tuple(map(str, classes))),
+        preprocessing=_preprocessing(columns, x.shape[1:], data, target, tuple(map(str, classes))),
     )
 
 
@@ -81,28 +86,42 @@ def _preprocessing(
     return Preprocessing(inputs=TableInputs(columns=tuple(Number(name=name) for name in columns)), target=described)
 
 
-def _trainer(
-    model: Any, data: FederatedData, *, input_shape: tuple[int, ...], loss: Callable[..., Any] | None, device: str
-) -> Trainer:
-    """Return a trainer for a module of PyTorch or flax, or the model itself if it is a trainer."""
-    if all(hasattr(model, member) for member in ("layout", "fit", "predict")):
-        require(loss is None, "loss", loss, "None: the trainer has a loss", "loss=None")
+def _trainer(model: Any, x: np.ndarray, **options: Any) -> Trainer:
+    """Return a trainer for a module of PyTorch or JAX, or the model itself if it is a trainer.
+
+    Args:
+        model: model of the user.
+        x: inputs of a client.
+        options: arguments of the trainer.
+
+    Raises:
+        SettingError: the model is something else.
+    """
+    if all(hasattr(model, member) for member in ("layout", "fit", "predict")) and not isinstance(model, type):
+        for name in ("loss", "forward", "output"):
+            require(options[name] is None, name, options[name], "None: the trainer has it", f"{name}=None")
         trainer: Trainer = model
         return trainer
-    options: dict[str, Any] = {"task": data.task, "loss": loss, "device": device}
-    if _is_instance(model, "torch.nn", "Module"):
+    options = {name: value for name, value in options.items() if value is not None}
+    if isinstance(model, type):
+        raise SettingError("model", f"the class {model.__name__}", "an object", f"model={model.__name__}(...)")
+    if _is_torch(model):
         from fedlearn.trainers.torch import TorchTrainer
 
         return TorchTrainer(model, **options)
-    if _is_instance(model, "flax.linen", "Module"):
-        from fedlearn.trainers.jax import JaxTrainer
+    expected = "an nn.Module of PyTorch, a module of flax or equinox, functions (init, apply), or a trainer"
+    value = f"a {type(model).__module__}.{type(model).__qualname__}"
+    may_be_jax = isinstance(model, tuple) or "jax" in sys.modules  # a framework that is not loaded has no modules
+    require(may_be_jax, "model", value, expected, "model=torch.nn.Linear(8, 1)")
+    from fedlearn.trainers.jax.networks import is_jax_model
 
-        return JaxTrainer(model, input_shape=input_shape, **options)
-    expected = "an nn.Module of PyTorch, a module of flax.linen, or a trainer"
-    raise SettingError("model", f"a {type(model).__name__}", expected, "model=torch.nn.Linear(8, 1)")
+    require(is_jax_model(model), "model", value, expected, "model=torch.nn.Linear(8, 1)")
+    from fedlearn.trainers.jax import JaxTrainer
+
+    return JaxTrainer(model, input_shape=x.dtype if has_fields(x) else x.shape[1:], **options)
 
 
-def _is_instance(model: Any, module: str, name: str) -> bool:
-    """Return whether a model is an instance of a class. A framework that is not loaded has no instances."""
-    kind = getattr(sys.modules.get(module), name, None)
+def _is_torch(model: Any) -> bool:
+    """Return whether a model is a module of PyTorch. A framework that is not loaded has no modules."""
+    kind = getattr(sys.modules.get("torch.nn"), "Module", None)
     return isinstance(kind, type) and isinstance(model, kind)

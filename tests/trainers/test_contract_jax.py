@@ -64,10 +64,8 @@ def by_data(x):
     return nn.Dense(1)(2 * hidden if hidden.mean() > 0 else hidden)
 
 
-def nnx_linear():
-    from flax import nnx
-
-    return nnx.Linear(6, 1, rngs=nnx.Rngs(0))
+def torch_linear():
+    return pytest.importorskip("torch").nn.Linear(6, 1)
 
 
 def norm(x):
@@ -101,11 +99,11 @@ REFUSED = {  # module -> part of the value, and the repair
     "bfloat16 outputs": (lambda: nn.Dense(1, dtype=jnp.bfloat16), "outputs in bfloat16", "astype('float32')"),
     "float codes": (of(lambda x: nn.Embed(10, 1)(x)), "must be an integer", "x.astype('int32')"),
     "class": (lambda: nn.Dense, "the class Dense", "Dense()"),
-    "nnx": (nnx_linear, "flax.nnx", "flax.linen.Dense(1)"),
+    "torch": (torch_linear, "torch.nn", "TorchTrainer(module)"),
     "function": (lambda: len, "builtin", "flax.linen.Dense(1)"),
     "batch norm": (of(norm), "immutable", "use_running_average=not train"),
     "stopped": (of(lambda x: jax.lax.stop_gradient(nn.Dense(1)(x))), "do not depend", "nn.Dense(1)"),
-    "own error": (of(lambda x: 1 / 0), "ZeroDivisionError", "module.init"),
+    "own error": (of(lambda x: 1 / 0), "ZeroDivisionError", "the module on x"),
 }
 
 

@@ -6,11 +6,13 @@ Shapes: K clients in a block, N examples, S local steps, B batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedlearn.core.inputs import map_inputs, split_inputs
 from fedlearn.core.records import LocalSettings
 from fedlearn.trainers.batching import shared_base_array
 
@@ -20,7 +22,7 @@ class BlockArrays:
 
     def __init__(self) -> None:
         self._sizes: dict[str, int] = {}  # sizes of compiled programs, by dimension
-        self._resident: tuple[np.ndarray, jax.Array] | None = None
+        self._resident: tuple[np.ndarray, Any] | None = None
 
     def share_size(self, size: int) -> int:
         """Return the number of clients of a compiled program for a share of this size."""
@@ -28,7 +30,7 @@ class BlockArrays:
             return size
         return 1 << (size - 1).bit_length() if size <= 16 else round_up(size)
 
-    def inputs(self, arrays: Sequence[np.ndarray]) -> tuple[jax.Array, np.ndarray]:
+    def inputs(self, arrays: Sequence[np.ndarray]) -> tuple[Any, np.ndarray]:
         """Return the inputs of K clients on the device, and the first row of each client, ``(K,)``.
 
         If all inputs are slices of one array, as from `from_arrays`, this array stays on the device between rounds.
@@ -38,16 +40,16 @@ class BlockArrays:
         if whole is None:
             return self.concatenate(arrays)
         if self._resident is None or self._resident[0] is not whole:
-            self._resident = whole, jnp.asarray(whole)
+            self._resident = whole, to_device(whole)
         return self._resident[1], starts_K
 
-    def concatenate(self, arrays: Sequence[np.ndarray]) -> tuple[jax.Array, np.ndarray]:
+    def concatenate(self, arrays: Sequence[np.ndarray]) -> tuple[Any, np.ndarray]:
         """Return the rows of K clients in one padded array, and the first row of each client, ``(K,)``."""
         sizes = [len(array) for array in arrays]
         num_rows = self._compiled_size("rows", sum(sizes), spare=1.25)
         padded = np.zeros((num_rows, *arrays[0].shape[1:]), arrays[0].dtype)
         np.concatenate(arrays, out=padded[: sum(sizes)])
-        return jnp.asarray(padded), np.cumsum([0, *sizes[:-1]])
+        return to_device(padded), np.cumsum([0, *sizes[:-1]])
 
     def pad_plan(self, plan_KSB: np.ndarray, local: LocalSettings, largest: int) -> np.ndarray:
         """Return the plan, padded with -1 to one of few shapes.
@@ -72,6 +74,16 @@ class BlockArrays:
         if needed > self._sizes.get(dimension, 0):
             self._sizes[dimension] = round_up(int(spare * needed))
         return self._sizes[dimension]
+
+
+def to_device(array: np.ndarray) -> Any:
+    """Return an array on the device. Several inputs are a mapping or a tuple of arrays."""
+    return map_inputs(jnp.asarray, split_inputs(array))
+
+
+def num_examples(x: Any) -> int:
+    """Return the number of examples of the inputs of a model."""
+    return len(jax.tree.leaves(x)[0])
 
 
 def pad_rows(rows_K: np.ndarray, size: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Check a flax module and its loss on the shapes and types of a few examples.
+"""Check a model of JAX and its loss on the shapes and types of a few examples.
 
 JAX traces the programs of training and evaluation without compiling them, so the check takes some milliseconds.
 
@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
+from fedlearn.core.inputs import describe_inputs, map_inputs, split_inputs
 from fedlearn.core.model_report import ModelReport, ModelWarning
 from fedlearn.core.records import Examples
 from fedlearn.core.tasks import Task
@@ -41,6 +40,8 @@ from fedlearn.trainers.contract import (
     warn_of_unused,
     within_classes,
 )
+from fedlearn.trainers.jax.leaves import BATCH_STATS, PARAMS
+from fedlearn.trainers.jax.networks import Network
 
 REMEDIES = Remedies(
     head="nn.Dense({outputs})",
@@ -51,33 +52,55 @@ MODES = ("deterministic", "training", "is_training", "use_running_average")  # c
 Params = Mapping[str, Any]
 
 
-def require_module(module: Any) -> None:
-    """Require an object of a flax linen module.
+def input_form(input_shape: Any) -> Any:
+    """Return shape and type of a batch of one example, ``jax.ShapeDtypeStruct``, for each input of a model.
+
+    Args:
+        input_shape: shape of one example, a ``jax.ShapeDtypeStruct``, or a mapping or a tuple of these. The type of a
+            structured array of examples describes several inputs.
 
     Raises:
-        SettingError: The argument is a class, or a module of another library such as flax.nnx or torch.
+        SettingError: It is something else.
     """
-    if isinstance(module, type):
-        raise SettingError("module", f"the class {module.__name__}", "an object", f"{module.__name__}()")
-    kind = f"{type(module).__module__}.{type(module).__qualname__}"
-    expected = "a flax.linen.Module; modules of flax.nnx, equinox and torch have other parameters"
-    is_linen = isinstance(module, nn.Module) or isinstance(getattr(module, "module", None), nn.Module)  # or a wrapper
-    require(is_linen, "module", f"a {kind}", expected, "flax.linen.Dense(1)")
+    if getattr(input_shape, "names", None):
+        parts = {name: np.zeros((), input_shape[name].base) for name in input_shape.names}
+        forms = {
+            name: jax.ShapeDtypeStruct(input_shape[name].shape, jnp.asarray(part).dtype) for name, part in parts.items()
+        }
+        input_shape = tuple(forms.values()) if input_shape.names[0].isdigit() else forms
+    if isinstance(input_shape, Mapping):
+        return {name: input_form(part) for name, part in input_shape.items()}
+    if isinstance(input_shape, tuple) and input_shape and not all(map(is_whole, input_shape)):
+        return tuple(map(input_form, input_shape))
+    is_form = isinstance(input_shape, jax.ShapeDtypeStruct)
+    is_shape = isinstance(input_shape, tuple | list) and all(map(is_whole, input_shape))
+    expected = "the shape of one example, or a mapping from the names of inputs to shapes"
+    require(is_form or is_shape, "input_shape", input_shape, expected, "input_shape=x.shape[1:]")
+    shape, dtype = (input_shape.shape, input_shape.dtype) if is_form else (input_shape, jnp.float32)
+    return jax.ShapeDtypeStruct((1, *shape), dtype)
 
 
-def initial_shapes(module: nn.Module, keys: Any, input_shape: Sequence[int], **mode: Any) -> Any:
-    """Return the shapes and types of all variables of a module.
+def is_whole(value: Any) -> bool:
+    """Return whether a value is a whole number, as in a shape."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def initial_shapes(network: Network, form: Any) -> Any:
+    """Return the shapes and types of all variables of a model.
 
     Raises:
-        SettingError: The module fails on inputs of this shape.
+        SettingError: The model fails on inputs of this form, or has state that updates do not include.
     """
-    x_B = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     try:
-        return jax.eval_shape(partial(module.init, **mode), keys, x_B)
+        shapes = jax.eval_shape(network.init, jax.random.key(0), form)
     except FedlearnError:
         raise
     except Exception as error:
-        raise _explain(error, (1, *input_shape), "float32", input_shape) from error
+        raise _explain(error, form, form) from error
+    unknown = ", ".join(sorted(set(shapes) - {PARAMS, BATCH_STATS}))
+    expected = f"no state other than params and {BATCH_STATS}, because updates do not include it"
+    require(not unknown, "module", f"a model with the state {unknown}", expected, "a model without this state")
+    return shapes
 
 
 def require_types(shapes: Any) -> None:
@@ -102,18 +125,18 @@ class ModuleCheck:
         task: the task.
         loss: ``(outputs_BC, y_B) -> loss_B``.
         has_custom_loss: whether the loss is not the loss of the task.
-        input_shape: shape of one example, with which the module was initialised.
+        form: shapes and types with which the module was initialised; None if it has its weights.
         names: name of each parameter in the layout, by its path in flax.
         train: runs the module in training mode, ``(params, x_B) -> outputs_BC``.
         predict: runs the module in evaluation mode, ``(params, x_B) -> outputs_BC``.
         jit: compiles a function that runs the module.
     """
 
-    module: nn.Module
+    module: Any
     task: Task
     loss: Callable[[Any, Any], Any]
     has_custom_loss: bool
-    input_shape: tuple[int, ...]
+    form: Any
     names: Mapping[tuple[str, ...], str]
     train: Callable[[Any, Any], Any]
     predict: Callable[[Any, Any], Any]
@@ -133,7 +156,7 @@ class ModuleCheck:
         require_inputs(examples)
         require_parameters(len(self.names), (), fix="a model with a layer, such as nn.Dense")
         few = probe_rows(examples, synthetic=synthetic)
-        x = jnp.asarray(few.x)
+        x = _inputs(few)
         outputs, traced = self._trace(self.predict, params, x)
         num_outputs = outputs.shape[self.task.class_axis]
         if not synthetic:  # a refusal of a real client must not depend on its targets
@@ -155,7 +178,7 @@ class ModuleCheck:
             outputs_BC = self.predict(params, x_B)
             return outputs_BC, self.loss(outputs_BC, y_B)
 
-        outputs_BC, loss_B = map(np.asarray, self.jit(run)(params, jnp.asarray(few.x), jnp.asarray(few.y)))
+        outputs_BC, loss_B = map(np.asarray, self.jit(run)(params, _inputs(few), jnp.asarray(few.y)))
         require_finite_outputs(outputs_BC)
         require_loss(self.loss, loss_B.shape, num_examples=len(few), finite=are_finite(loss_B, outputs_BC))
 
@@ -166,13 +189,13 @@ class ModuleCheck:
         except FedlearnError:
             raise
         except Exception as error:
-            raise _explain(error, x_B.shape, str(x_B.dtype), self.input_shape) from error
+            raise _explain(error, x_B, self.form) from error
         if not hasattr(outputs, "shape"):
             raise refuse_structure(outputs)
         require_outputs(
             outputs.shape,
             str(outputs.dtype),
-            num_examples=len(x_B),
+            num_examples=len(jax.tree.leaves(x_B)[0]),
             task=self.task,
             has_custom_loss=self.has_custom_loss,
             remedies=REMEDIES,
@@ -205,7 +228,7 @@ class ModuleCheck:
         return unused
 
     def _warn_of_mode(self) -> tuple[str, ...]:
-        names = inspect.signature(self.module.__call__).parameters
+        names = () if isinstance(self.module, tuple) else inspect.signature(self.module.__call__).parameters
         modes = [name for name in MODES if name in names]
         if not modes or "train" in names:
             return ()
@@ -249,17 +272,24 @@ def last_layer(traced: Any) -> str:
     return "Softmax" if is_softmax else ""
 
 
-def _explain(error: Exception, shape: Sequence[int], dtype: str, input_shape: Sequence[int]) -> SettingError:
-    """Return the error for a module that fails, with a repair of common mistakes."""
-    value = f"a model that fails on inputs {tuple(shape)} of {dtype} ({cause_of(error)})"
-    expected = f"a model that accepts x of shape {tuple(shape)} and type {dtype}"
-    return SettingError("module", value, expected, _repair(error, shape, input_shape))
+def _inputs(examples: Examples) -> Any:
+    """Return the inputs of examples as arrays of JAX."""
+    return map_inputs(jnp.asarray, split_inputs(examples.x))
 
 
-def _repair(error: Exception, shape: Sequence[int], input_shape: Sequence[int]) -> str:
+def _explain(error: Exception, x_B: Any, form: Any) -> SettingError:
+    """Return the error for a model that fails, with a repair of common mistakes."""
+    value = f"a model that fails on inputs {describe_inputs(x_B)} ({cause_of(error)})"
+    return SettingError("module", value, f"a model that accepts x of {describe_inputs(x_B)}", _repair(error, x_B, form))
+
+
+def _repair(error: Exception, x_B: Any, form: Any) -> str:
     text = str(error)
-    if tuple(shape[1:]) != tuple(input_shape):
-        return f"input_shape={tuple(shape[1:])}"
+    shape, expected = (jax.tree.map(lambda part: tuple(part.shape[1:]), tree) for tree in (x_B, form))
+    if form is not None and shape != expected:
+        return f"input_shape={shape}"
+    if not isinstance(x_B, jax.Array | jax.ShapeDtypeStruct) and isinstance(error, TypeError):
+        return "forward=lambda module, inputs: module(...), which takes the inputs apart"
     if isinstance(error, jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError):
         return "jnp.where in place of if, and jax.numpy in place of NumPy, float() and item()"
     if "immutable" in text:
@@ -268,4 +298,4 @@ def _repair(error: Exception, shape: Sequence[int], input_shape: Sequence[int]) 
         return "x = x.astype('int32') as the first line of __call__"
     if "missing" in text and "argument" in text:
         return "train: bool = False as the only argument of __call__ besides x"
-    return "module.init(jax.random.key(0), x[:1]) in Python, which shows the whole error"
+    return "the module on x[:1] in Python, which shows the whole error"

@@ -17,9 +17,10 @@ from jax import lax
 from fedlearn.algorithm.local_rule import LocalRule
 from fedlearn.core.optimizers import STATE_PREFIX, STEPS
 from fedlearn.core.records import LocalSettings
+from fedlearn.trainers.jax.block_arrays import num_examples
 from fedlearn.trainers.jax.dp_sgd import clipped_gradient
 from fedlearn.trainers.jax.features import with_features
-from fedlearn.trainers.jax.flax_model import FlaxModel
+from fedlearn.trainers.jax.flat_model import FlatModel
 from fedlearn.trainers.jax.loss_changes import training_loss
 from fedlearn.trainers.jax.losses import Loss
 from fedlearn.trainers.jax.noise import add_noise
@@ -39,9 +40,9 @@ class LocalSteps:
         device: device of JAX.
     """
 
-    def __init__(self, model: FlaxModel, loss: Loss, task: str, device: str) -> None:
+    def __init__(self, model: FlatModel, loss: Loss, task: str, device: str) -> None:
         self.model, self.loss, self.task, self.device = model, loss, task, device
-        self._jit = getattr(model.module, "jit", jax.jit)
+        self._jit = getattr(model.network.module, "jit", jax.jit)
 
     def compile(
         self, batching: str, rule: LocalRule, local: LocalSettings, deployed: bool, layerwise: bool
@@ -181,7 +182,7 @@ class LocalSteps:
 
     def private_outputs(self, params: Any, x: jax.Array, key: jax.Array) -> Any:
         """Return the outputs in training mode, for a model without statistics."""
-        return self.model.training_outputs(params, {}, x, jnp.ones(len(x), bool), key)[0]
+        return self.model.training_outputs(params, {}, x, jnp.ones(num_examples(x), bool), key)[0]
 
     def _penalty(self, rule: LocalRule, models: Any, x: jax.Array, features_BF: jax.Array) -> jax.Array:
         """Return the values that the rule adds to the losses. ``models`` are vectors ``(D,)`` that are not trained."""
@@ -193,7 +194,7 @@ class LocalSteps:
 
 
 def _split_gradient(
-    gradient_of: Any, size: int, model: Any, key: jax.Array, batch: tuple[jax.Array, ...]
+    gradient_of: Any, size: int, model: Any, key: jax.Array, batch: tuple[Any, ...]
 ) -> tuple[Any, jax.Array, Any]:
     """Return the gradient of the mean loss, with at most ``size`` examples per forward pass.
 
@@ -205,10 +206,14 @@ def _split_gradient(
         batch: inputs, targets, and whether an example is real.
     """
     weights, stats = model
-    num_parts = -(-len(batch[0]) // size)
-    pad = num_parts * size - len(batch[0])
-    padded = [jnp.pad(array, ((0, pad), *((0, 0),) * (array.ndim - 1))) for array in batch]
-    parts = tuple(array.reshape(num_parts, size, *array.shape[1:]) for array in padded)
+    num_parts = -(-len(batch[-1]) // size)
+    pad = num_parts * size - len(batch[-1])
+
+    def divide(array: jax.Array) -> jax.Array:
+        padded = jnp.pad(array, ((0, pad), *((0, 0),) * (array.ndim - 1)))
+        return padded.reshape(num_parts, size, *array.shape[1:])
+
+    parts = jax.tree.map(divide, batch)
 
     def add(carry: Any, part: Any) -> Any:
         gradient, total, stats = carry
@@ -226,7 +231,11 @@ def _adjust(rule: LocalRule, counts_C: Any, outputs: jax.Array) -> Any:
     return outputs if rule.adjust_logits is None else rule.adjust_logits(outputs, counts_C)
 
 
-def _rows(array: jax.Array, rows_B: jax.Array, real_B: jax.Array) -> jax.Array:
-    """Return rows of an array, and zeros for rows that are not real: their index can be a row of another client."""
-    real = real_B.reshape(-1, *(1,) * (array.ndim - 1))
-    return jnp.where(real, array[rows_B], jnp.zeros((), array.dtype))
+def _rows(arrays: Any, rows_B: jax.Array, real_B: jax.Array) -> Any:
+    """Return rows of arrays, and zeros for rows that are not real: their index can be a row of another client."""
+
+    def rows(array: jax.Array) -> jax.Array:
+        real = real_B.reshape(-1, *(1,) * (array.ndim - 1))
+        return jnp.where(real, array[rows_B], jnp.zeros((), array.dtype))
+
+    return jax.tree.map(rows, arrays)

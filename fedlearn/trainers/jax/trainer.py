@@ -1,4 +1,4 @@
-"""Train a flax model and predict with it, in JAX.
+"""Train a model of JAX and predict with it.
 
 A block of clients is one compiled program. The program trains one client after another (``lax.map``). Each client takes
 its own number of steps (``fori_loop`` with a dynamic end). The examples of all clients are concatenated, so clients
@@ -20,10 +20,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from fedlearn.algorithm.local_rule import PREVIOUS_MODEL, LocalRule
 from fedlearn.core.arrays import as_numpy
+from fedlearn.core.inputs import join_inputs, split_inputs
 from fedlearn.core.layout import default_initial_parameters
 from fedlearn.core.model_report import ModelReport
 from fedlearn.core.optimizers import STEPS
@@ -34,6 +34,7 @@ from fedlearn.core.tasks import Task, as_task
 from fedlearn.errors import SettingError
 from fedlearn.trainers.base import (
     FROM_MODULE,
+    FROM_SEED,
     Initializer,
     class_counts,
     describe_initializer,
@@ -52,28 +53,36 @@ from fedlearn.trainers.batching import (
 )
 from fedlearn.trainers.class_weights import class_weights
 from fedlearn.trainers.contract import kind_of, require_loss_function
-from fedlearn.trainers.jax.block_arrays import BlockArrays, round_up
-from fedlearn.trainers.jax.contract import ModuleCheck, require_module
+from fedlearn.trainers.jax.block_arrays import BlockArrays, num_examples, round_up, to_device
+from fedlearn.trainers.jax.contract import ModuleCheck
 from fedlearn.trainers.jax.example_check import QUICK, ExampleCheck, refuse_written_state
-from fedlearn.trainers.jax.flax_model import BATCH_STATS, FlaxModel, named_arrays
+from fedlearn.trainers.jax.flat_model import FlatModel
+from fedlearn.trainers.jax.leaves import PARAMS, named_arrays
 from fedlearn.trainers.jax.local_steps import LocalSteps
 from fedlearn.trainers.jax.losses import LOSSES, Loss, loss_of
+from fedlearn.trainers.jax.networks import Forward, adapt
 from fedlearn.trainers.jax.optimizers import check_optimizer
 from fedlearn.trainers.jax.shares import Shares
 
 
 class JaxTrainer:
-    """Train a flax (linen) module, with the names and axes of the same model in torch.
+    """Train a model of flax.linen, flax.nnx or equinox, or a pair of functions ``(init, apply)``.
+
+    Models of flax have the names and axes of the same model in torch.
 
     Args:
-        module: maps ``(B, ...)`` float32 to ``(B, C)``. Its ``__call__`` has the argument ``train: bool`` if it
-            behaves differently in training. If it has a method ``jit``, this method compiles the programs. It can
-            pass values other than parameters to them. Parameters of other types become float32.
+        module: maps ``(B, ...)`` to ``(B, C)``. A module of equinox maps one example to ``(C,)``. A function
+            ``init(key, x)`` returns parameters, and ``apply(params, x)`` returns outputs. The module or ``apply`` has
+            the argument ``train: bool`` if it behaves differently in training. If it has a method ``jit``, this method
+            compiles the programs. Parameters of other types become float32.
         task: a `Task` or the name of a shipped task. It determines the loss, e.g. binary cross-entropy on one logit.
-        input_shape: shape of the input of one example.
-        initial: draws the initial parameters from ``(layout, rng)``; default `default_initial_parameters`, or
-            ``variables`` if they are set.
+        input_shape: shape of the input of one example. Several inputs have a mapping from names to shapes, or to
+            ``jax.ShapeDtypeStruct`` for another type than float32. Modules of nnx and equinox need none.
+        initial: draws the initial parameters from ``(layout, rng)``; default: the weights of the module, of
+            ``variables`` or of ``init``. For flax.linen without ``variables``: `default_initial_parameters`.
         variables: initial weights as ``module.init`` returns them: ``params`` and, with batch norm, ``batch_stats``.
+        forward: runs the module on a batch, ``(module, inputs) -> outputs``. It may have the arguments ``train`` and
+            ``key``. None calls the module: a mapping of inputs gives its arguments by name, a tuple by position.
         device: device of JAX, for example ``cpu`` (default), ``cuda:0`` or ``tpu``.
         loss: ``(outputs_BC, y_B) -> loss_B``; default the loss of the task.
         output: key, position or attribute of the outputs, for a module that returns a dict, a tuple or a dataclass.
@@ -87,37 +96,39 @@ class JaxTrainer:
     - Dropout draws from (seed, round, client), in every block. In DP-SGD a draw also follows from its example, and at
       real clients from secret entropy.
     - ``batch_stats`` are buffers. Only forward passes change them, as in `TorchTrainer`.
-    - ``nn.BatchNorm`` computes statistics of real examples only, not of the padding of a batch. It averages the
+    - Batch norms of flax compute statistics of real examples only, not of the padding of a batch. It averages the
       unbiased variance as torch does, although flax itself averages the biased variance. The momentum 0.1 in torch
       equals 0.9 in flax. Other layers with batch statistics would include the padding.
 
     Raises:
-        SettingError: The module is no linen module, or has state other than ``params`` and ``batch_stats``.
+        SettingError: The module is no model of JAX, or has state other than ``params`` and ``batch_stats``.
     """
 
     framework, supports_dp_sgd, supports_process_pool = "jax", True, False  # a forked process has no JAX threads
 
     def __init__(
         self,
-        module: nn.Module,
+        module: Any,
         *,
         task: Task | str,
-        input_shape: tuple[int, ...],
+        input_shape: Any = None,
         initial: Initializer | None = None,
         variables: Mapping[str, Any] | None = None,
         device: str = "cpu",
         loss: Loss | None = None,
+        forward: Forward | None = None,
         output: str | int | None = None,
         batching: str = "auto",
     ) -> None:
         require_loss_function(loss)
-        require_module(module)
+        network = adapt(module, forward=forward)
         self.module, self.task, self.device = module, as_task(task), device
         self._has_task_loss = loss is None
         self.loss = loss or loss_of(self.task)
         _ = self._jax_device  # raise an error for an absent device first
-        self._model = FlaxModel(module, input_shape, output)
+        self._model = FlatModel(network, input_shape, output)
         self.layout = self._model.layout
+        variables = network.weights if variables is None else variables
         self._buffers = self._model.initial_statistics(variables)
         self._set_initial(initial, variables)
         self._jit = getattr(module, "jit", jax.jit)
@@ -130,8 +141,8 @@ class JaxTrainer:
             task=self.task,
             loss=self.loss,
             has_custom_loss=loss is not None,
-            input_shape=tuple(input_shape),
-            names={path: name for path, (name, _) in self._model.parameters.items()},
+            form=self._model.form,
+            names={path: leaf.name for path, leaf in self._model.parameters.items()},
             train=self._traced_outputs,
             predict=self._eval_outputs,
             jit=partial(self._jit, compiler_options=QUICK if device == "cpu" else None),
@@ -144,8 +155,10 @@ class JaxTrainer:
 
     def _set_initial(self, initial: Initializer | None, variables: Mapping[str, Any] | None) -> None:
         if initial is None and variables is not None:
-            self._initial = keep_weights(named_arrays(variables, "params", self._model.parameters))
+            self._initial = keep_weights(named_arrays(variables, PARAMS, self._model.parameters))
             self.initialization = FROM_MODULE
+        elif initial is None and self._model.network.draws_weights:
+            self._initial, self.initialization = self._model.draw, FROM_SEED
         else:
             self._initial = initial or default_initial_parameters
             self.initialization = describe_initializer(self._initial)
@@ -193,7 +206,7 @@ class JaxTrainer:
 
     def _traced_outputs(self, params: Any, x: jax.Array) -> Any:
         stats = self._model.unflatten_statistics(self.init(0)) if self._model.statistics else {}
-        return self._model.training_outputs(params, stats, x, jnp.ones(len(x), bool), jax.random.key(0))[0]
+        return self._model.training_outputs(params, stats, x, jnp.ones(num_examples(x), bool), jax.random.key(0))[0]
 
     def _eval_outputs(self, params: Any, x: jax.Array) -> Any:
         stats = self._model.unflatten_statistics(self.init(0)) if self._model.statistics else {}
@@ -259,19 +272,23 @@ class JaxTrainer:
             return None
         return np.pad(rates_KS.astype(np.float32), ((0, 0), (0, num_steps - rates_KS.shape[1])))
 
-    def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
+    def predict(self, params_D: Array, x: Any) -> np.ndarray:
         """Return raw outputs ``(N, C)`` in evaluation mode. N is rounded up, so that few programs are compiled."""
+        x = join_inputs(x)
         padded = np.zeros((round_up(len(x)), *x.shape[1:]), x.dtype)
         padded[: len(x)] = x
         with jax.default_device(self._jax_device):
-            return np.asarray(self._predict(jnp.asarray(params_D), padded))[: len(x)]
+            return np.asarray(self._predict(jnp.asarray(params_D), split_inputs(padded)))[: len(x)]
 
-    def network(self, params_D: Array) -> tuple[nn.Module, Any]:
-        """Return the module, and its variables with these parameters."""
-        params_D = jnp.asarray(params_D)
-        statistics = self._model.unflatten_statistics(params_D)
-        variables = {"params": self._model.unflatten(params_D)} | ({BATCH_STATS: statistics} if statistics else {})
-        return self.module, variables
+    def network(self, params_D: Array) -> Any:
+        """Return the model with these parameters, in the form of its library.
+
+        Returns:
+            The module and its variables for flax.linen, a module for flax.nnx and equinox, or the function ``apply``
+            and its parameters.
+        """
+        variables = {name: leaves for name, leaves in self._model.variables(jnp.asarray(params_D)).items() if leaves}
+        return self._model.network.built(variables)
 
     def _check_examples(self, request: Request, examples: Examples) -> bool:
         """Return whether DP-SGD may use layer-wise gradients. Check the model once for each kind of inputs.
@@ -279,14 +296,14 @@ class JaxTrainer:
         Raises:
             SettingError: The model writes state in a forward pass, or examples depend on others. See `ExampleCheck`.
         """
-        kind = examples.x.shape[1:], examples.x.dtype.str
+        kind = examples.x.shape[1:], str(examples.x.dtype)
         if kind not in self._layerwise:
             self._check_values(examples, synthetic=request.deployed)  # DP-SGD skips examples that are not finite
             options = QUICK if self.device == "cpu" else None
             check = ExampleCheck(apply=self._steps.private_outputs, loss=self.loss, jit=self._jit, options=options)
             params_D = as_numpy(request.params_D)  # operations of JAX would compile a program each
             with jax.default_device(self._jax_device):
-                refuse_written_state(partial(self._model.training_variables, params_D, examples.x[:2]))
+                refuse_written_state(partial(self._model.training_variables, params_D, to_device(examples.x[:2])))
                 refuse_dp_sgd_with_buffers(self.layout, request.local)
                 refuse_dp_sgd_with_coupled_loss(self.task, request.local, has_task_loss=self._has_task_loss)
                 params = self._model.unflatten(params_D)
