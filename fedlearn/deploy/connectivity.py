@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 from pathlib import Path
 
-from fedlearn.advice import label
+from fedlearn.advice import label, option
+from fedlearn.core.plain_text import plain_line
 from fedlearn.errors import FedlearnError
 
 CONNECT_TIMEOUT_S = 15.0  # seconds to connect
+HOST = re.compile(
+    r"\w([\w.-]*\w)?|\[[0-9A-Fa-f:.]+(%[\w.-]+)?\]|[0-9A-Fa-f:.]*::[0-9A-Fa-f:.]*"
+)  # a name, or an IP address
 
 
 class ConnectionProblem(FedlearnError):
@@ -27,23 +32,44 @@ def check_connection(address: str, root_certificate: Path, *, timeout_s: float =
     Raises:
         ConnectionProblem: No server answers, or the server is not the coordinator.
     """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise ConnectionProblem(
-            f"--coordinator {address} is not an address\n  expected  host:port, or [IPv6]:port\n"
-            "  try       --coordinator localhost:8000"
-        )
-    host = host.strip("[]")
+    host, port = parse_address(address)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         context.load_verify_locations(cadata=read_key_file(root_certificate))
         with (
-            socket.create_connection((host, int(port)), timeout=timeout_s) as plain,
+            socket.create_connection((host, port), timeout=timeout_s) as plain,
             context.wrap_socket(plain, server_hostname=host),
         ):
             pass
     except OSError as error:
         raise ConnectionProblem(explain(address, error)) from error
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Return host and port of an address.
+
+    >>> parse_address("coordinator.example.org:8000"), parse_address("[::1]:443")
+    (('coordinator.example.org', 8000), ('::1', 443))
+
+    Raises:
+        ConnectionProblem: The address has another form; the error has the nearest address of this form.
+    """
+    if parts := _split_address(address):
+        return parts
+    bare = re.sub(r"^[A-Za-z][\w+.-]*://([^@/]*@)?|[/?#].*$", "", address)
+    tries = (bare, f"{bare}:8000", f"{bare.rpartition(':')[0]}:8000", "localhost:8000")
+    nearest = next(text for text in tries if _split_address(text))
+    causes = {"://": ", without https://", "/": ", without a path"}
+    cause = next((text for sign, text in causes.items() if sign in address), "")
+    problem = f"{plain_line(option('--coordinator', address))} is not an address"
+    expected = f"host:port or [IPv6]:port, with a port from 1 to 65535{cause}"
+    raise ConnectionProblem(f"{problem}\n  expected  {expected}\n  try       {option('--coordinator', nearest)}")
+
+
+def _split_address(address: str) -> tuple[str, int] | None:
+    host, _, port = address.rpartition(":")
+    is_valid = HOST.fullmatch(host) and re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 2**16
+    return (host.strip("[]"), int(port)) if is_valid else None
 
 
 CAUSES = (

@@ -14,22 +14,21 @@ import ssl
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
-from filelock import FileLock, Timeout
 
 from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
 from fedlearn.core.import_path import WORKING_FOLDER_ENV
 from fedlearn.deploy.connectivity import ConnectionProblem, check_connection, free_port, is_final, join_address
-from fedlearn.deploy.coordinator_side.admission import write_nodes
 from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient
+from fedlearn.deploy.coordinator_side.key_sync import KeySync
 from fedlearn.deploy.coordinator_side.superlink import LOCAL_DIGEST_ENV, NODES_ENV, PERSONS_ENV, STATE_ENV
-from fedlearn.deploy.keys import ALLOWED, CA, CERTIFICATE, SECRET, SERVER_KEY, KeysError, expiry, read_admitted
+from fedlearn.deploy.keys import ALLOWED, CA, CERTIFICATE, SECRET, SERVER_KEY, KeysError, expiry
 from fedlearn.deploy.persons import PERSONS_FILE, new_token, read_persons, token_digest
 from fedlearn.deploy.processes import Child, Children, flower_environment, module_command, private_files
+from fedlearn.deploy.state_lock import locked_state
 from fedlearn.errors import FedlearnError, is_count, require
 from fedlearn.runner.consent import ALLOW_ENV
 from fedlearn.runner.registry import Registry, installed_registry, read_builders
@@ -68,19 +67,8 @@ def serve(keys: Path, state: Path, runs: Path, *, host: str, port: int, builders
     """
     _check_keys(keys)
     registry = installed_registry().with_builders(read_builders(builders) if builders else {})
-    for folder in (state, runs):
-        folder.mkdir(parents=True, exist_ok=True)
-    state.chmod(0o700)  # an earlier version may have created it for all users
-    lock = FileLock(state / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        expected = "a folder that no other coordinator uses"
-        raise CoordinatorError(
-            f"--state {state} is in use by another coordinator\n  expected  {expected}\n"
-            "  try       --state coordinator-2"
-        ) from None
-    with lock:
+    runs.mkdir(parents=True, exist_ok=True)
+    with locked_state(state, "coordinator"):
         host = host.strip("[]")  # an IPv6 address may have brackets
         port = port or _free_port(host)
         _refuse_if_taken(host, port)
@@ -105,7 +93,8 @@ def _serve(keys: Path, state: Path, runs: Path, host: str, port: int, registry: 
             control.stop(run_id)
             command = "python -m fedlearn.deploy.submit --resume FOLDER"
             sys.stdout.write(f"run {run_id} was interrupted; {command} resumes it\n")
-        sync_nodes(control, keys, state)
+        key_sync = KeySync(control, keys, state)
+        key_sync.check()
         runner = children.start(Child("the SuperExec", _superexec(keys, local), state / "superexec.log", env, cwd=runs))
         (state / ADDRESS_FILE).write_text(f"{local}\n", encoding="ascii")
         sys.stdout.write(
@@ -113,43 +102,17 @@ def _serve(keys: Path, state: Path, runs: Path, host: str, port: int, registry: 
             f"runs          {runs.resolve()}\nlogs          {state.resolve()}\nready\n"
         )
         sys.stdout.flush()
-        _watch([link, runner], control, keys, state)
+        _watch([link, runner], key_sync)
 
 
-def _watch(children: Sequence[Child], control: CoordinatorClient, keys: Path, state: Path) -> None:
+def _watch(children: Sequence[Child], key_sync: KeySync) -> None:
     """Restart processes that end, and admit or remove nodes when the key files change."""
-    synced_files = None
     while True:
         for child in children:
             if child.restart_if_ended():
-                synced_files = None
-        files = sorted(path.name for path in (keys / ALLOWED).glob("*.pub"))
-        if files != synced_files:
-            with suppress(ConnectionProblem):  # the SuperLink is restarting
-                sync_nodes(control, keys, state)
-                synced_files = files
+                key_sync.forget()
+        key_sync.check()
         time.sleep(SYNC_INTERVAL_S)
-
-
-def sync_nodes(control: CoordinatorClient, keys: Path, state: Path) -> None:
-    """Admit the nodes whose public keys are in ``keys/allowed``, and remove all other nodes.
-
-    The names and keys of the admitted nodes are written to the state folder, for `Admission`.
-
-    Raises:
-        KeysError: A file in this folder is not a public key.
-    """
-    wanted = read_admitted(keys / ALLOWED)
-    known = control.nodes()
-    for key in wanted.keys() - known.keys():
-        control.register_node(wanted[key], key)
-        sys.stdout.write(f"node {wanted[key]} is admitted\n")
-    for key in known.keys() - wanted.keys():
-        control.unregister_node(known[key])
-        sys.stdout.write(f"node with id {known[key]} is no longer admitted\n")
-    admitted = control.nodes()
-    write_nodes(state, {admitted[key]: (name, key) for key, name in wanted.items() if key in admitted})
-    sys.stdout.flush()
 
 
 def _superlink(keys: Path, state: Path, host: str, port: int) -> list[str]:

@@ -28,6 +28,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives import serialization as formats
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -371,7 +372,7 @@ def _read(path: Path) -> bytes:
 def _read_public(path: Path) -> bytes:
     try:
         key = formats.load_ssh_public_key(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
         fix = "use a key that python -m fedlearn.deploy.keys add created"
         raise KeysError(f"{path} is not a public key: {error}\n  advice    {fix}") from error
     return key.public_bytes(formats.Encoding.PEM, formats.PublicFormat.SubjectPublicKeyInfo)

@@ -23,6 +23,7 @@ from fedlearn.deploy.keys import CA, NODE_KEY
 from fedlearn.deploy.node_side.messenger_state import NOT_ADMITTED, STATE_FILE, read_problem
 from fedlearn.deploy.node_side.trainer_client import TrainerClient
 from fedlearn.deploy.processes import Child, Children, flower_environment, module_command, private_files
+from fedlearn.deploy.state_lock import locked_state
 from fedlearn.deploy.supervision import Watch
 from fedlearn.errors import FedlearnError
 
@@ -66,15 +67,19 @@ def serve(node: Node) -> None:
         ends too often ends the node, with the reason. No child process outlives the node (on Linux even after SIGKILL).
 
     Raises:
-        FedlearnError: The trainer does not start, the coordinator is unreachable or does not admit this node.
+        FedlearnError: The trainer does not start, the coordinator is unreachable or does not admit this node, or
+            another process uses the state folder.
         KeyboardInterrupt: The process received Ctrl-C or SIGTERM.
     """
     for name in (NODE_KEY, CA):
         if not (node.keys / name).is_file():
             fix = "choose the folder keys/nodes/NAME that python -m fedlearn.deploy.keys created"
             raise NodeError(f"--keys {node.keys} has no {name}\n  advice    {fix}")
-    node.state.mkdir(parents=True, exist_ok=True)
-    node.state.chmod(0o700)  # an earlier version may have created it for all users
+    with locked_state(node.state, "node"):
+        _serve(node)
+
+
+def _serve(node: Node) -> None:
     (node.state / STATE_FILE).unlink(missing_ok=True)  # of an earlier process
     trainer_client = TrainerClient(node.socket.resolve())
     with Children() as children:

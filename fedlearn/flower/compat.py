@@ -6,6 +6,7 @@ checks the installed version before it uses another name, and imports that name 
 
 from __future__ import annotations
 
+import secrets
 import sys
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -84,6 +85,13 @@ FLOWER = PrivateNames(
             "flwr.supercore.constant:FLEET_HTTP_SIGNATURE_HEADER",
             "flwr.supercore.primitives.asymmetric:bytes_to_public_key",
             "flwr.supercore.primitives.asymmetric:verify_signature",
+        ),
+        "readmission": (
+            "flwr.server.superlink.linkstate.sql_linkstate:SqlLinkState.create_node",
+            "flwr.server.superlink.linkstate.sql_linkstate:SqlLinkState.session",
+            "flwr.supercore.constant:NodeStatus.UNREGISTERED",
+            "flwr.supercore.state.schema.linkstate_models:Node.public_key",
+            "flwr.supercore.state.schema.linkstate_models:Node.status",
         ),
         "server app": (
             "flwr.superlink.cli:flwr_serverapp",
@@ -254,6 +262,30 @@ def executor(launch: Callable[[Any], None], reconcile: Callable[[], None]) -> An
     return Executor()
 
 
+def readmit_removed_keys() -> None:
+    """Let Flower's SuperLink admit a key again after its node was removed.
+
+    Flower keeps the key of a removed node in its table, and then refuses this key for ever. The key of the removed row
+    is overwritten; the row itself remains.
+    """
+    FLOWER.verify("readmission")
+    from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
+    from flwr.supercore.constant import NodeStatus
+    from flwr.supercore.state.schema.linkstate_models import Node
+    from sqlalchemy import update
+
+    state: Any = SqlLinkState
+    register = state.create_node
+
+    def create_node(self: Any, owner_aid: str, owner_name: str, public_key: bytes, *args: Any, **settings: Any) -> Any:
+        removed = (Node.public_key == public_key, Node.status == NodeStatus.UNREGISTERED)
+        with self.session() as session:
+            session.execute(update(Node).where(*removed).values(public_key=b"removed " + secrets.token_bytes(16)))
+        return register(self, owner_aid, owner_name, public_key, *args, **settings)
+
+    state.create_node = create_node
+
+
 def run_superlink(
     accepts: Callable[[bytes], bool], limits: Callable[..., Any], *, max_connections: int, **settings: Any
 ) -> None:
@@ -269,6 +301,7 @@ def run_superlink(
     plugin, module = control_authentication(accepts), _superlink_module()
     module.load_control_authn_plugin = lambda: plugin
     add_middleware(limits, **settings)
+    readmit_removed_keys()
     options = {"http": http_protocol(), "ws": "none", "limit_concurrency": max_connections}
     run = partial(module.uvicorn.run, timeout_keep_alive=int(HEAD_TIMEOUT_S), **options)
     module.uvicorn = SimpleNamespace(run=run)

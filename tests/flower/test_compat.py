@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -130,3 +131,20 @@ def test_a_connection_with_requests_stays_open(http_server):
             connection.sendall(REQUEST)
             assert connection.recv(2**16).startswith(b"HTTP/1.1 200")
             time.sleep(0.15)
+
+
+def test_a_key_of_a_removed_node_can_be_registered_again(monkeypatch, tmp_path):
+    from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
+
+    monkeypatch.setattr(SqlLinkState, "create_node", SqlLinkState.create_node)  # restored at the end
+    compat.readmit_removed_keys()
+    state = SqlLinkState(str(tmp_path / "flower.db"), SimpleNamespace(), SimpleNamespace())
+    state.initialize()
+    first = state.create_node("", "", b"key", 0, name="west")
+    with pytest.raises(ValueError, match="already in use"):  # two nodes never share a key
+        state.create_node("", "", b"key", 0, name="east")
+    state.delete_node("", first)
+    second = state.create_node("", "", b"key", 0, name="west")
+    assert state.get_node_id_by_public_key(b"key") == second != first
+    assert state.activate_node(second, 30)
+    assert not state.activate_node(first, 30)

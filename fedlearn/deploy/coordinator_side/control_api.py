@@ -13,7 +13,7 @@ import httpx
 
 from fedlearn.core.command_line import DONE
 from fedlearn.core.plain_text import plain_line
-from fedlearn.deploy.connectivity import ConnectionProblem, explain, read_key_file
+from fedlearn.deploy.connectivity import ConnectionProblem, explain, parse_address, read_key_file
 from fedlearn.deploy.coordinator_side.app_bundle import NAME_KEY, PERSON_KEY, REQUEST_KEY, parse_exit_code
 from fedlearn.deploy.keys import CA, TOKEN
 from fedlearn.flower.compat import ControlClient
@@ -98,6 +98,7 @@ class CoordinatorClient:
     """
 
     def __init__(self, address: str, keys: Path, *, token: str | None = None) -> None:
+        parse_address(address)
         self.address = address
         token = token or read_key_file(keys / TOKEN)
         self._client = ControlClient(address, certificates=read_key_file(keys / CA).encode(), token=token)
