@@ -44,9 +44,10 @@ if TYPE_CHECKING:
     from fedlearn.trainers.jax import JaxTrainer
     from fedlearn.trainers.torch import TorchTrainer
 
-    # fedlearn.runner.trained_model.load and fedlearn.runner.python_run.run; an import would go up the layers
+    # load, run and tune of fedlearn.runner; an import would go up the layers
     load: Callable[..., Any]
     run: Callable[..., Any]
+    tune: Callable[..., Any]
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -56,6 +57,7 @@ else:
             "from_datasets": LazyName("fedlearn.data.hugging_face", "data"),
             "load": LazyName("fedlearn.runner.trained_model"),
             "run": LazyName("fedlearn.runner.python_run"),
+            "tune": LazyName("fedlearn.runner.tuning.tune"),
         },
         namespaces=(
             "algorithm",
@@ -121,6 +123,7 @@ __all__ = [
     "sgd",
     "stacked",
     "start",
+    "tune",
     "uniform",
     "vector",
 ]

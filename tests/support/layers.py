@@ -52,6 +52,7 @@ TABLE = {
     "tests/runner/test_baselines": "unit",
     "tests/runner/test_python_run": "framework",
     "tests/runner/test_trained_model": "framework",
+    "tests/runner/tuning/test_tune": "framework",
     "tests/simulations/test_compare": "unit",
     "tests/simulations/test_data": "unit",
     "tests/simulations/test_privacy_utility": "cli",

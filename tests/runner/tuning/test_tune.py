@@ -1,0 +1,132 @@
+import csv
+import math
+
+import pytest
+
+from fedlearn.core.command_line import UsageError
+from fedlearn.errors import FedlearnError, SettingError
+from fedlearn.runner.tuning import study as study_module
+from fedlearn.runner.tuning import tune as tune_module
+from fedlearn.runner.tuning.trial_run import TrialResult
+from fedlearn.runner.tuning.tune import tune, tune_command
+
+pytest.importorskip("optuna")
+SPACE = ["local.learning_rate=loguniform(1e-3,1)", "local.epochs=choice(1,2)"]
+
+
+@pytest.fixture
+def quick_runs(monkeypatch):
+    """Replace the run of a trial by a formula, so that a search needs no training."""
+    calls = []
+
+    def run_trial(overrides, folder, *, config_dir, watch):
+        folder.mkdir(parents=True)
+        values = dict(text.split("=") for text in overrides if text.startswith("local."))
+        rate = float(values.get("local.learning_rate", 1e-3))
+        calls.append(values)
+        value = 1 - abs(rate - 0.1) if rate < 0.9 else float("nan")
+        problem = "" if value == value else "diverged"
+        return TrialResult(value=value, metric="accuracy", problem=problem)
+
+    monkeypatch.setattr(study_module, "run_trial", run_trial)
+    monkeypatch.setattr(tune_module, "run_trial", run_trial)
+    return calls
+
+
+def _rows(folder):
+    with open(folder / "trials.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_search_beats_the_default_and_writes_its_trials(tmp_path, quick_runs):
+    result = tune(SPACE, trials=15, folder=tmp_path / "t", show=False)
+    assert result.best > result.default
+    assert abs(float(result.best_settings["local.learning_rate"]) - 0.1) < 0.05
+    assert len(_rows(tmp_path / "t")) == 15
+    assert sum(result.importance.values()) == pytest.approx(1)
+    assert (tmp_path / "t" / "slices.png").stat().st_size > 1000
+    assert result.command.endswith(f"local.epochs={result.best_settings['local.epochs']}")
+
+
+def test_a_continued_search_has_the_trials_of_an_uninterrupted_one(tmp_path, quick_runs):
+    tune(SPACE, trials=14, folder=tmp_path / "whole", show=False)
+    for trials in (5, 14):
+        tune(SPACE, trials=trials, folder=tmp_path / "parts", show=False)
+    assert _rows(tmp_path / "whole") == _rows(tmp_path / "parts")
+
+
+def test_a_trial_that_ctrl_c_stopped_runs_again(tmp_path, quick_runs, monkeypatch):
+    real, count = study_module.run_trial, []
+
+    def stopping(overrides, folder, **options):
+        count.append(folder)
+        result = real(overrides, folder, **options)
+        return TrialResult(value=result.value, metric="accuracy", stopped=True) if len(count) == 3 else result
+
+    tune(SPACE, trials=6, folder=tmp_path / "whole", show=False)
+    monkeypatch.setattr(study_module, "run_trial", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        tune(SPACE, trials=6, folder=tmp_path / "t", show=False)
+    tune(SPACE, trials=6, folder=tmp_path / "t", show=False)
+    assert _rows(tmp_path / "whole") == _rows(tmp_path / "t")
+    assert count[3].name == f"{count[2].name}-2"
+
+
+def test_failed_trials_do_not_end_the_search(tmp_path, quick_runs):
+    result = tune(["local.learning_rate=uniform(0.5,2)"], trials=8, folder=tmp_path / "t", show=False)
+    assert {row["state"] for row in _rows(tmp_path / "t")} == {"complete", "fail"}
+    assert result.best < 0.61
+    with pytest.raises(FedlearnError, match="no trial has a value: diverged"):
+        tune(["local.learning_rate=uniform(0.95,2)"], trials=2, folder=tmp_path / "u", show=False)
+
+
+def test_wrong_words_are_refused_before_a_run(tmp_path, quick_runs):
+    folder = tmp_path / "t"
+    with pytest.raises(SettingError, match="trials"):
+        tune_command([*SPACE, "trials=many", f"folder={folder}"])
+    with pytest.raises(SettingError, match=r"local\.epochs"):
+        tune(["local.epochs=choice(1,0)"], trials=2, folder=folder)
+    with pytest.raises(UsageError, match="learningrate"):
+        tune(["local.learningrate=uniform(0,1)"], trials=2, folder=folder)
+    with pytest.raises(SettingError, match="one mechanism"):
+        tune(["privacy=choice(none,central)"], trials=2, folder=folder)
+    private = ["privacy=central", "privacy.epsilon=4", "strategy.weighting=equal", *SPACE]
+    with pytest.raises(SettingError, match="prune"):
+        tune(private, trials=2, prune=True, folder=folder)
+    assert not folder.exists()
+    assert not quick_runs
+
+
+def test_a_folder_of_another_search_is_refused(tmp_path, quick_runs):
+    tune(SPACE, trials=1, folder=tmp_path / "t", show=False)
+    with pytest.raises(FedlearnError, match="other settings"):
+        tune([*SPACE, "rounds=3"], trials=2, folder=tmp_path / "t", show=False)
+    with pytest.raises(FedlearnError, match="not empty"):
+        tune(SPACE, trials=2, folder=tmp_path, show=False)
+
+
+def test_private_trials_are_charged_together(tmp_path):
+    result = tune(
+        [
+            "scenario=digits",
+            "partition.num_clients=4",
+            "rounds=1",
+            "privacy=central",
+            "privacy.epsilon=4",
+            "strategy.weighting=equal",
+            "local.learning_rate=loguniform(1e-2,1)",
+        ],
+        trials=2,
+        folder=tmp_path / "t",
+        show=False,
+    )
+    assert result.privacy.num_runs == 3
+    assert 4 * math.sqrt(3) < result.privacy.epsilon < 12
+
+
+@pytest.mark.slow
+def test_processes_search_and_prune(tmp_path):
+    overrides = ["scenario=digits", "rounds=4", "local.learning_rate=loguniform(1e-4,1)"]
+    result = tune(overrides, trials=12, jobs=2, folder=tmp_path / "t", show=False)
+    assert result.best > result.default
+    assert "pruned" in {row["state"] for row in _rows(tmp_path / "t")}
