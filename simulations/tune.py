@@ -14,7 +14,7 @@ from pathlib import Path
 from fedlearn.core.command_line import command_parser, run_command
 from fedlearn.runner.tuning.tune import tune_command
 
-WORDS = """words of this command, beside the settings of simulations.run:
+EPILOG = """settings of this command, in addition to the settings of simulations.run:
   trials=30        number of trials, including an earlier call in the same folder
   jobs=1           number of trials at the same time
   prune=auto       end hopeless trials early: true, false or auto (true without privacy)
@@ -29,7 +29,7 @@ ranges: uniform(low,high), loguniform(low,high), integer(low,high), choice(a,b,.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Return 0, 2 for a wrong setting, 3 if no trial has a value, or 130 after Ctrl-C."""
     parser = command_parser(
-        "simulations.tune", "Search good values of settings with Optuna. Each trial is a run.", epilog=WORDS
+        "simulations.tune", "Search good values of settings with Optuna. Each trial is a run.", epilog=EPILOG
     )
     parser.add_argument("--config-dir", type=Path, help="folder with options of the user")
     parser.add_argument("overrides", nargs="*", default=[], metavar="setting=value", help="a value or a range")

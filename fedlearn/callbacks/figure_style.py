@@ -154,6 +154,21 @@ def format_as_percent(axis: Any, metric: str) -> None:
         axis.set_major_formatter(PercentFormatter(1, symbol=" %"))
 
 
+def show_range(axes: Axes, low: float, high: float, *, is_log: bool) -> None:
+    """Show all values from ``low`` to ``high`` on the x axis, with plain numbers at the ticks."""
+    if is_log:
+        from matplotlib.ticker import NullFormatter
+
+        axes.set_xscale("log")
+        axes.set_xlim(low / 1.2, high * 1.2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        return
+    margin = 0.05 * (high - low)
+    axes.set_xlim(low - margin, high + margin)
+    axes.locator_params(axis="x", nbins=5)
+
+
 def to_numbers(values: Any) -> np.ndarray:
     """Return values as float64, with NaN in place of None."""
     return np.array([math.nan if value is None else value for value in values], np.float64)

@@ -21,7 +21,7 @@ from fedlearn.runner.tuning.search_space import SearchSpace, parse_space
 from fedlearn.runner.tuning.study import DEFAULT, QUIET, Trial, Tuning, check_folder, import_optuna, run_study
 from fedlearn.runner.tuning.trial_run import TrialResult, TrialWatch, compose_trial, run_trial
 
-WORDS = {"trials": "30", "jobs": "1", "sampler_seed": "0", "prune": "auto", "folder": ""}  # word -> default
+SEARCH_SETTINGS = {"trials": "30", "jobs": "1", "sampler_seed": "0", "prune": "auto", "folder": ""}  # name -> default
 WITHOUT_EPSILON = ("none", "secagg")  # kinds of mechanisms that add no noise
 
 
@@ -33,8 +33,8 @@ class TuningFailed(FedlearnError):
 
 def tune_command(overrides: Sequence[str], config_dir: Path | None = None) -> int:
     """Run the command. Return the exit code 0, 2 for a wrong setting, or 3 if no trial has a value."""
-    words = {name: text for name in WORDS if (text := _last(overrides, name)) is not None}
-    rest = [text for text in overrides if text.partition("=")[0] not in WORDS]
+    words = {name: text for name in SEARCH_SETTINGS if (text := _last(overrides, name)) is not None}
+    rest = [text for text in overrides if text.partition("=")[0] not in SEARCH_SETTINGS]
     result = tune(rest, config_dir=config_dir, show=True, **_typed(words))
     sys.stdout.write(result.text)
     return 0
@@ -134,7 +134,9 @@ def _typed(words: Mapping[str, str]) -> dict[str, Any]:
             require(text in known, name, text, "true, false or auto", "prune=false")
             values[name] = known[text]
         else:
-            require(re.fullmatch(r"\d+", text) is not None, name, text, "a whole number", f"{name}={WORDS[name]}")
+            require(
+                re.fullmatch(r"\d+", text) is not None, name, text, "a whole number", f"{name}={SEARCH_SETTINGS[name]}"
+            )
             values[name] = int(text)
     return values
 

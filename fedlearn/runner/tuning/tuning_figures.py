@@ -14,6 +14,7 @@ from fedlearn.callbacks.figure_style import (
     metric_name,
     new_figure,
     short_name,
+    show_range,
 )
 from fedlearn.runner.tuning.search_space import Range
 
@@ -45,7 +46,9 @@ def slices(trials: Sequence[Any], ranges: Mapping[str, Range], metric: str, *, d
             axes.set_xlim(-0.5, len(values.choices) - 0.5)
         else:
             positions = [trial.params[name] for trial in shown]
-            _set_scale(axes, values)
+            assert values.low is not None
+            assert values.high is not None
+            show_range(axes, values.low, values.high, is_log=values.kind == "loguniform")
         numbers = [trial.number for trial in shown]
         points = axes.scatter(
             positions, [trial.value for trial in shown], c=numbers, cmap="Blues", vmin=-len(numbers) / 2
@@ -64,23 +67,6 @@ def slices(trials: Sequence[Any], ranges: Mapping[str, Range], metric: str, *, d
         fontsize=9,
     )
     return figure
-
-
-def _set_scale(axes: Any, values: Range) -> None:
-    """Show the whole range, with plain numbers at the ticks."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
-
-    assert values.low is not None
-    assert values.high is not None
-    if values.kind == "loguniform":
-        axes.set_xscale("log")
-        axes.set_xlim(values.low / 1.2, values.high * 1.2)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        return
-    margin = 0.05 * (values.high - values.low)
-    axes.set_xlim(values.low - margin, values.high + margin)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=values.kind == "integer"))
 
 
 def importance(shares: Mapping[str, float]) -> Figure:
