@@ -9,6 +9,8 @@ from strategies.ditto import ditto
 from strategies.fcf import fcf
 from strategies.fedadagrad import fedadagrad
 from strategies.fedadam import fedadam
+from strategies.fedala import fedala
+from strategies.fedamp import fedamp
 from strategies.fedasync import fedasync
 from strategies.fedavg import fedavg
 from strategies.fedavgm import fedavgm
@@ -48,6 +50,8 @@ __all__ = [
     "fcf",
     "fedadagrad",
     "fedadam",
+    "fedala",
+    "fedamp",
     "fedasync",
     "fedavg",
     "fedavgm",

@@ -16,7 +16,14 @@ from fedlearn.algorithm.client_selection import (
     update_values,
     weighted,
 )
-from fedlearn.algorithm.local_rule import LocalRule, PersonalModel, parameter_patterns, plain_training, proximal
+from fedlearn.algorithm.local_rule import (
+    LocalAggregation,
+    LocalRule,
+    PersonalModel,
+    parameter_patterns,
+    plain_training,
+    proximal,
+)
 from fedlearn.algorithm.server_optimizers import adaptive, from_optax, sgd
 from fedlearn.algorithm.staleness import Asynchrony, hinge, polynomial, staleness_weight, unweighted
 from fedlearn.algorithm.strategy import CompositionError, RootDataset, Strategy, with_buffer_policy, with_compression
@@ -28,6 +35,7 @@ __all__ = [
     "Codec",
     "CompositionError",
     "Context",
+    "LocalAggregation",
     "LocalRule",
     "PersonalModel",
     "RootDataset",

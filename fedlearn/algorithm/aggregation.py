@@ -14,7 +14,7 @@ from array_api_compat import array_namespace, is_jax_array
 
 from fedlearn.algorithm.transforms import Context, no_broadcast, no_state
 from fedlearn.core.layout import Layout
-from fedlearn.core.records import Array, Failure, MetricSum, State, Updates
+from fedlearn.core.records import Array, ClientId, Failure, MetricSum, State, Updates
 from fedlearn.errors import is_number, require
 
 WEIGHTINGS = ("examples", "equal")
@@ -23,6 +23,7 @@ TILE_SIZE = 2**17  # numbers that are added at a time; they fit into the cache
 
 
 Rule = Callable[[Any, State, Context], tuple[Array, State]]
+ClientModels = Callable[[State, tuple[ClientId, ...]], Mapping[ClientId, Array]]
 
 
 class Aggregator(NamedTuple):
@@ -45,6 +46,10 @@ class Aggregator(NamedTuple):
             The server state and checkpoints contain it.
         broadcast: returns the D-vectors of this state that the next request carries to the clients.
         reads: fields of `Updates` about single clients that the rule needs: ``clients_K``, ``metrics``, ``extra``.
+        client_models: returns the models that clients of the next cohort receive in place of the global model,
+            ``(state, cohort) -> {client: model}``, with the shared parameters of each model. The global model goes to
+            clients that it leaves out. None: all
+            clients receive the global model.
     """
 
     init: Callable[[Layout], State]
@@ -58,6 +63,7 @@ class Aggregator(NamedTuple):
     init_state: Callable[[Layout], State] = no_state
     broadcast: Callable[[State], Mapping[str, Array]] = no_broadcast
     reads: tuple[str, ...] = ()
+    client_models: ClientModels | None = None
 
     def finish(self, partial: State, state: State, context: Context) -> tuple[Array, State]:
         """Return the aggregate of a round, and the state of the rule after it."""
@@ -212,6 +218,7 @@ def stacked(
     broadcast: Callable[[State], Mapping[str, Array]] = no_broadcast,
     reads: Sequence[str] = (),
     sensitivity: Callable[[float, int], float] | None = None,
+    client_models: ClientModels | None = None,
 ) -> Aggregator:
     """Return an aggregator from a rule that needs all updates of a round at once.
 
@@ -225,6 +232,7 @@ def stacked(
             ids), ``metrics`` (losses) and ``extra``. Other metrics and extra vectors are dropped.
         sensitivity: largest L2 change of the result when one clipped update changes,
             ``(clip_norm, cohort_size) -> float``; None if unknown.
+        client_models: see `Aggregator.client_models`. The rule gets these models as ``context.received_KD``.
 
     *Guarantees*: the rule runs once per round, after all blocks. It needs memory for all updates of the round.
 
@@ -258,6 +266,7 @@ def stacked(
         init_state=init,
         broadcast=broadcast,
         reads=tuple(reads),
+        client_models=client_models,
     )
 
 

@@ -46,6 +46,25 @@ class PersonalModel(NamedTuple):
     after_training: Callable[[Array, Array], Array] = lambda own, delta: own + delta
 
 
+class LocalAggregation(NamedTuple):
+    """Describe adaptive local aggregation: each client mixes the received model and its personal model.
+
+    Local training starts at ``v + W (w - v)``, with the personal model v, the received model w, and weights W in [0, 1]
+    for each parameter. Each client trains its weights on its examples before local training.
+
+    Attributes:
+        parameters: name patterns of the parameters with weights. All others start at the received model.
+        learning_rate: learning rate of the weights, >= 0.
+        max_passes: maximum number of passes when a client first trains its weights, >= 1. Later rounds make one pass.
+        tolerance: these first passes end when the loss of a client falls by less than this share, >= 0.
+    """
+
+    parameters: tuple[str, ...]
+    learning_rate: float = 1.0
+    max_passes: int = 20
+    tolerance: float = 0.01
+
+
 class LocalRule(NamedTuple):
     """Describe how local training differs from plain SGD.
 
@@ -78,6 +97,8 @@ class LocalRule(NamedTuple):
             learning rates that change within a round are then refused.
         optimizer_state: names of the vectors of the optimizer that each client keeps between rounds; see
             `with_optimizer_state`.
+        aggregation: adaptive local aggregation before local training; needs ``personal``. None: start at the received
+            model.
     """
 
     correct: Callable[..., Any] = _gradient
@@ -92,16 +113,18 @@ class LocalRule(NamedTuple):
     feature_penalty: Callable[[Any, Any, Any], Any] | None = None
     requires_sgd: bool = False
     optimizer_state: tuple[str, ...] = ()
+    aggregation: LocalAggregation | None = None
 
     @property
     def supports_mixed_rounds(self) -> bool:
         """True if clients with different received models can train as one block.
 
-        Such a rule trains each client once, from the received model. Rules with personal parameters, a personal model,
-        `evaluate_models` or a feature penalty do not.
+        Such a rule trains each client once, from the received model. Rules with personal parameters, a personal model
+        that trains, `evaluate_models`, a feature penalty or local aggregation do not.
         """
-        trains_again = self.personal_parameters or self.personal_epochs or self.personal or self.evaluate_models
-        return not trains_again and self.feature_penalty is None
+        trains_personal = self.personal is not None and self.personal.correct is not None
+        trains_again = self.personal_parameters or self.personal_epochs or trains_personal or self.evaluate_models
+        return not trains_again and self.feature_penalty is None and self.aggregation is None
 
     @property
     def has_custom_loss(self) -> bool:
@@ -143,8 +166,12 @@ def with_optimizer_state(rule: LocalRule, local: LocalSettings) -> LocalRule:
     return rule if names == rule.optimizer_state else rule._replace(optimizer_state=names)
 
 
-def parameter_patterns(names: str | Sequence[str]) -> tuple[str, ...]:
-    """Return one or several name patterns as a tuple, for `LocalRule.personal_parameters`.
+def parameter_patterns(names: str | Sequence[str], *, name: str = "personal_parameters") -> tuple[str, ...]:
+    """Return one or several name patterns as a tuple, for `LocalRule.personal_parameters` and similar settings.
+
+    Args:
+        names: one pattern, or a sequence of patterns.
+        name: name of the setting, for the error.
 
     >>> parameter_patterns("out.*"), parameter_patterns(["norm*", "out.bias"])
     (('out.*',), ('norm*', 'out.bias'))
@@ -153,10 +180,8 @@ def parameter_patterns(names: str | Sequence[str]) -> tuple[str, ...]:
         SettingError: there is no pattern, or a pattern is not a text.
     """
     patterns = (names,) if isinstance(names, str) else tuple(names) if isinstance(names, Sequence) else ()
-    is_valid = bool(patterns) and all(isinstance(name, str) and name for name in patterns)
-    require(
-        is_valid, "personal_parameters", names, "one or more patterns of parameter names", "'personal_parameters=out.*'"
-    )
+    is_valid = bool(patterns) and all(isinstance(pattern, str) and pattern for pattern in patterns)
+    require(is_valid, name, names, "one or more patterns of parameter names", f"'{name}=out.*'")
     return patterns
 
 

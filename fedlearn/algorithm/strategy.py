@@ -88,6 +88,10 @@ class Strategy:
         )
         return shared
 
+    def shared_positions(self, layout: Layout) -> np.ndarray:
+        """Return the positions of the shared parameters in the model, ascending."""
+        return np.delete(np.arange(layout.num_parameters), layout.positions(self.local.personal_parameters))
+
     def __post_init__(self) -> None:
         self._check_local()
         _refuse_if(
@@ -112,6 +116,7 @@ class Strategy:
             "aggregate=mean(weighting='equal')",
         )
         self._check_order_of_stages()
+        self._check_client_models()
         if self.asynchrony is not None:
             self._check_asynchrony()
         _refuse_if(
@@ -128,6 +133,27 @@ class Strategy:
             f"the local rule also sends {', '.join(extra_names(self.local))}, "
             "and the privacy mechanism adds no noise to these vectors",
             "strategy=fedavg, strategy=fedprox, or privacy=example",
+        )
+
+    def _check_client_models(self) -> None:
+        """Refuse parts that are wrong if the server sends each client another model."""
+        if self.aggregate.client_models is None:
+            return
+        reason = "the server sends each client its own model, which depends on single updates"
+        _refuse_if(
+            any(stage.needs_sum for stage in self.stages),
+            f"{reason}, but secure aggregation reveals only their sum",
+            "strategy=fedavg, or privacy=none",
+        )
+        _refuse_if(
+            any(stage.event is not None for stage in self.stages),
+            f"{reason}, but the server adds noise only to their mean",
+            "strategy=fedavg, or privacy=local",
+        )
+        _refuse_if(
+            self.asynchrony is not None,
+            f"{reason}, but an asynchronous strategy sends the newest global model",
+            "strategy=fedavg, or a synchronous strategy",
         )
 
     def _check_asynchrony(self) -> None:
@@ -158,6 +184,17 @@ class Strategy:
             f"personal_parameters={rule.personal_parameters} stay at the clients, "
             f"but the vectors {', '.join(extra_names(rule))} of the local rule would contain them",
             "personal_parameters=()",
+        )
+        _refuse_if(
+            rule.aggregation is not None and (rule.personal is None or rule.personal.correct is not None),
+            "local aggregation mixes the model that a client has trained, but the rule does not keep it",
+            "personal=PersonalModel()",
+        )
+        _refuse_if(
+            rule.aggregation is not None and bool(rule.personal_parameters or rule.evaluate_models),
+            "local aggregation starts at a mixture of two models, but personal parameters, buffers=local and "
+            "evaluate_models start at others",
+            "personal_parameters=(), evaluate_models=() and buffers=average",
         )
         _refuse_if(
             self.privacy_guarantee is not None and bool(rule.evaluate_models),

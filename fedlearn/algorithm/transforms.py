@@ -38,6 +38,9 @@ class Context:
         deployed: True if clients are real. Noise then comes from the operating system, not from ``seed``.
         staleness_K: server steps since each client got its model; asynchronous strategies only.
         sent_D: mean of the models that were sent to these clients; asynchronous strategies only.
+        received_KD: shared parameters of the model that each responding client received, for aggregators with
+            `Aggregator.client_models`; else None.
+        shared_D: shared parameters of ``params_D``, for the same aggregators; else None.
     """
 
     round: int
@@ -54,6 +57,8 @@ class Context:
     deployed: bool = False
     staleness_K: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     sent_D: Array = None
+    received_KD: np.ndarray | None = None
+    shared_D: np.ndarray | None = None
 
     def random_generator(self) -> np.random.Generator:
         """Return a generator for random draws at the server.

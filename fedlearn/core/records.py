@@ -176,6 +176,8 @@ class Request:
         local: settings of local training.
         deployed: True in a deployment; noise then comes from the operating system's entropy, not from the seed.
         clock: time of the request in seconds since the start of the run; 0 without a clock.
+        client_models: the model ``(D,)`` of each client of the cohort, if clients receive different models in place of
+            ``params_D``; else empty.
     """
 
     round: int
@@ -185,6 +187,19 @@ class Request:
     local: LocalSettings = field(default_factory=LocalSettings)
     deployed: bool = False
     clock: float = 0.0
+    client_models: Mapping[ClientId, Array] = field(default_factory=dict)
+
+    def for_client(self, client: ClientId) -> Request:
+        """Return the request that one client receives, with its model as ``params_D``."""
+        if not self.client_models:
+            return self
+        return replace(self, params_D=self.client_models[client], client_models={})
+
+    def for_clients(self, clients: Sequence[ClientId]) -> Request:
+        """Return the request without the models of all other clients."""
+        if not self.client_models:
+            return self
+        return replace(self, client_models={client: self.client_models[client] for client in clients})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

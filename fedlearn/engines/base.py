@@ -70,6 +70,10 @@ class InProcessEngine(BaseEngine):
 
     def fit(self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Updates | Failure]:
         """Train the cohort, one block after another."""
+        if request.client_models:
+            for block in split_into_blocks(cohort, self.block_size):
+                yield from self._fit_client_models(request, strategy, block)
+            return
         initial = initial_client_state(strategy, self.layout, request.params_D)
         for block in split_into_blocks(cohort, self.block_size):
             work = []
@@ -82,6 +86,17 @@ class InProcessEngine(BaseEngine):
                     yield failure(client, FailureStage.DATA, error)
             if work:
                 yield from self._fit_block(request, strategy, work)
+
+    def _fit_client_models(
+        self, request: Request, strategy: Strategy, block: Sequence[ClientId]
+    ) -> Iterator[Updates | Failure]:
+        """Train a block of clients that receive different models, together if the rule supports it."""
+        requests = [InFlight(client=client, request=request.for_client(client)) for client in block]
+        if strategy.local.supports_mixed_rounds and len(block) > 1:
+            yield from self.fit_mixed_rounds(strategy, requests)
+            return
+        for item in requests:
+            yield from self.fit(item.request, strategy, [item.client])
 
     def fit_mixed_rounds(self, strategy: Strategy, block: Sequence[InFlight]) -> Iterator[Updates | Failure]:
         """Train a block of clients whose requests are from different rounds."""

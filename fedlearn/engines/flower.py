@@ -114,7 +114,10 @@ class FlowerEngine(BaseEngine):
     def fit(self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Updates | Failure]:
         """Train the cohort with one message per client."""
         self._set_strategy(strategy)
-        requests = {client: pack_request(request, self.client_states.get(client, {})) for client in sorted(cohort)}
+        requests = {
+            client: pack_request(request.for_client(client), self.client_states.get(client, {}))
+            for client in sorted(cohort)
+        }
         for result in self._results("train", requests, stage=FailureStage.FIT):
             if isinstance(result, Updates) and result.client_state:
                 state = {name: rows_KD[0] for name, rows_KD in result.client_state.items()}

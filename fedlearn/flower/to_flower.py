@@ -81,6 +81,11 @@ def _refuse_client_work(strategy: Strategy) -> None:
             f"the aggregation rule reads {', '.join(strategy.aggregate.reads)}, but a ClientApp does not send them\n"
             "  advice    a rule that reads updates and numbers of examples only"
         )
+    if strategy.aggregate.client_models is not None:
+        raise CompositionError(
+            "the strategy sends each client its own model, but Flower sends one model to all\n"
+            "  advice    engine=flower, which runs this strategy in Flower's simulation"
+        )
     if strategy.privacy_guarantee is not None or any(stage.event is not None for stage in strategy.stages):
         raise CompositionError(
             "the strategy claims privacy, but a ClientApp does not enforce its bounds\n"

@@ -111,8 +111,7 @@ def drop_personal_parameters(strategy: Strategy, layout: Layout, delta_KD: Array
     """Return updates without the personal parameters of the clients."""
     if not strategy.local.personal_parameters:
         return delta_KD
-    sent = np.delete(np.arange(layout.num_parameters), layout.positions(strategy.local.personal_parameters))
-    return delta_KD[:, sent]
+    return delta_KD[:, strategy.shared_positions(layout)]
 
 
 def refuse_non_finite(updates: Updates, work: Sequence[ClientWork]) -> tuple[Updates, list[Failure]]:

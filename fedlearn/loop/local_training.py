@@ -21,6 +21,7 @@ from fedlearn.core.layout import Layout
 from fedlearn.core.optimizers import STEPS
 from fedlearn.core.records import Array, ClientWork, Request, State, Updates
 from fedlearn.errors import require
+from fedlearn.loop.local_aggregation import initial_weights, mix_models
 from fedlearn.loop.protocols import Trainer
 
 # names in a client state; a dot prevents conflicts with argument names of a rule's functions
@@ -44,6 +45,8 @@ def initial_rule_state(rule: LocalRule, layout: Layout, params_D: Array) -> dict
         state[PERSONAL_MODEL] = np.array(as_numpy(params_D))
     if rule.feature_penalty:
         state[PREVIOUS_MODEL] = np.array(as_numpy(params_D))
+    if rule.aggregation:
+        state |= initial_weights(rule.aggregation, layout)
     return state
 
 
@@ -71,8 +74,11 @@ def train(trainer: Trainer, rule: LocalRule, request: Request, work: Sequence[Cl
     losses, best_K = _evaluate_models(trainer, rule, request, work)
     if rule.personal_parameters or rule.evaluate_models:
         work = [_with_start(rule, layout, request, item, name) for item, name in zip(work, best_K, strict=True)]
-    updates = _fit_in_parts(trainer, rule, request, work) if rule.personal_epochs else trainer.fit(request, rule, work)
     state: dict[str, Any] = {}
+    if rule.aggregation:
+        personal = [item.client_state[PERSONAL_MODEL] for item in work]
+        work, state = mix_models(trainer, rule, request, work, personal)
+    updates = _fit_in_parts(trainer, rule, request, work) if rule.personal_epochs else trainer.fit(request, rule, work)
     if rule.personal_parameters:
         final_KD = _final_parameters(request, work, updates)
         state[PERSONAL_PARAMETERS] = final_KD[:, layout.positions(rule.personal_parameters)]
@@ -81,6 +87,9 @@ def train(trainer: Trainer, rule: LocalRule, request: Request, work: Sequence[Cl
     if rule.feature_penalty:
         state[PREVIOUS_MODEL] = _final_parameters(request, work, updates)
     state = {**updates.client_state, **state}
+    if rule.aggregation:  # the server averages models, so the update is the difference to the received model
+        final_KD = _final_parameters(request, work, updates)
+        updates = replace(updates, delta_KD=final_KD - asarray_like(request.params_D, final_KD))
     return replace(updates, client_state=state, metrics={**updates.metrics, **losses})
 
 
@@ -104,7 +113,11 @@ def train_mixed_rounds(
         )
         for request, item in zip(requests, work, strict=True)
     ]
-    return trainer.fit(requests[0], _reading_client_state(rule), new_work)
+    updates = trainer.fit(requests[0], _reading_client_state(rule), new_work)
+    if rule.personal is None:
+        return updates
+    personal_KD = _final_parameters(requests[0], new_work, updates)
+    return replace(updates, client_state={**updates.client_state, PERSONAL_MODEL: personal_KD})
 
 
 @lru_cache(maxsize=64)  # one rule object for all blocks, because compiled programs and process pools are cached by rule

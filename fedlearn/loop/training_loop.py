@@ -195,7 +195,7 @@ def run_round(
     journal: LedgerJournal | None = None,
 ) -> Round:
     """Run one round of a synchronous strategy: train, aggregate, update the model, and charge the privacy ledger."""
-    request = next_request(strategy, engine, state, local)
+    request = next_request(strategy, engine, state, local, cohort)
     with _charged_ahead(strategy, engine, state, cohort, journal) as results:
         for result in engine.fit(request, strategy, cohort):
             results.partial = accumulate(results.partial, strategy.aggregate, result)
@@ -228,8 +228,14 @@ def run_async_step(
     return replace(done, state=replace(done.state, clock=buffer.clock, in_flight=buffer.in_flight), clock=buffer.clock)
 
 
-def next_request(strategy: Strategy, engine: Engine, state: ServerState, local: LocalSettings) -> Request:
-    """Return the request of the next round, with the current model."""
+def next_request(
+    strategy: Strategy,
+    engine: Engine,
+    state: ServerState,
+    local: LocalSettings,
+    cohort: Sequence[ClientId] = (),
+) -> Request:
+    """Return the request of the next round, with the current model, or with the model of each client of the cohort."""
     return Request(
         round=state.round + 1,
         seed=state.seed,
@@ -238,7 +244,36 @@ def next_request(strategy: Strategy, engine: Engine, state: ServerState, local: 
         local=local,
         deployed=engine.deployed,
         clock=state.clock,
+        client_models=_client_models(strategy, engine.layout, state, cohort),
     )
+
+
+def _client_models(
+    strategy: Strategy, layout: Layout, state: ServerState, cohort: Sequence[ClientId]
+) -> dict[ClientId, Array]:
+    """Return the model of each client of the cohort; empty if all clients receive the global model.
+
+    Each model has the personal parameters of the global model, because clients do not send them.
+    """
+    if strategy.aggregate.client_models is None:
+        return {}
+    models: dict[ClientId, Array] = dict.fromkeys(cohort, state.params_D)
+    shared = strategy.shared_positions(layout)
+    for client, model_S in strategy.aggregate.client_models(state.aggregate, tuple(cohort)).items():
+        models[client] = np.array(as_numpy(state.params_D))
+        models[client][shared] = as_numpy(model_S)
+    return models
+
+
+def _received_models(
+    strategy: Strategy, layout: Layout, request: Request, clients: Sequence[ClientId]
+) -> dict[str, Any]:
+    """Return the fields of `Context` with the models that these clients received; empty for one global model."""
+    if not request.client_models:
+        return {}
+    shared = strategy.shared_positions(layout)
+    received_KD = np.stack([as_numpy(request.client_models[client])[shared] for client in clients])
+    return {"received_KD": received_KD, "shared_D": as_numpy(request.params_D)[shared]}
 
 
 def _finish_round(
@@ -277,6 +312,7 @@ def _finish_round(
         params_D=state.params_D,
         layout=strategy.shared_layout(engine.layout),
         deployed=engine.deployed,
+        **_received_models(strategy, engine.layout, request, partial.clients),
         **async_values,
     )
     update_D, aggregate = strategy.aggregate.finish(partial.aggregator_state, state.aggregate, context)

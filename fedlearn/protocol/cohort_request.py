@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, TypeVar
 
 from fedlearn.algorithm.strategy import Strategy
@@ -18,7 +19,7 @@ from fedlearn.core.tasks import Task
 from fedlearn.protocol.membership import Member
 from fedlearn.protocol.messages import RequestKind
 from fedlearn.protocol.responses import EvaluationReader, ResponseReader
-from fedlearn.protocol.training_order import pack_order
+from fedlearn.protocol.training_order import pack_client_models, pack_order
 from fedlearn.protocol.updates import UpdateReader
 
 Result = TypeVar("Result")
@@ -80,6 +81,7 @@ def training_request(
         clients=list(state_rounds),
         reader=UpdateReader.of(strategy, request, layout, counts),
         shared=pack_order(request),
+        content_for=partial(pack_client_models, request),
         state_rounds=state_rounds,
         min_completed=min_completed,
     )

@@ -39,7 +39,8 @@ def with_pre_aggregation(
     """
     is_strategy, fix = isinstance(rule, Strategy), "strategy.rule._target_=strategies.krum"
     require(is_strategy, "strategy.rule", rule, "null, or a strategy with a robust rule", fix)
-    needs_updates_only = not rule.aggregate.reads and not rule.local.evaluate_models and rule.root is None
+    reads_clients = rule.aggregate.reads or rule.aggregate.client_models or rule.local.evaluate_models
+    needs_updates_only = not reads_clients and rule.root is None
     expected = "a strategy that uses updates only, because a mixture of updates has no client id and no loss"
     require(needs_updates_only, "strategy.rule", "one that needs more", expected, fix)
 

@@ -212,5 +212,7 @@ def _context(updates: Updates, round: int) -> Context:
         cohort_size=len(updates),
         params_D=np.zeros(8, np.float32),
         layout=LAYOUT,
+        received_KD=np.zeros((len(updates), 8), np.float32),
+        shared_D=np.zeros(8, np.float32),
         **values,
     )

@@ -97,7 +97,16 @@ def test_every_strategy_keeps_the_contract_in_both_frameworks(builder, problem):
 
 
 @pytest.mark.parametrize(
-    "builder", [strategies.fedrep, strategies.apfl, strategies.ifca, strategies.moon], ids=lambda b: b.__name__
+    "builder",
+    [
+        strategies.fedrep,
+        strategies.apfl,
+        strategies.ifca,
+        strategies.moon,
+        pytest.param(strategies.fedala, marks=pytest.mark.slow),
+        pytest.param(strategies.fedamp, marks=pytest.mark.slow),
+    ],
+    ids=lambda b: b.__name__,
 )
 def test_what_clients_keep_and_choose_is_the_same_in_both_frameworks(builder, digits):
     ends = []
@@ -109,7 +118,8 @@ def test_what_clients_keep_and_choose_is_the_same_in_both_frameworks(builder, di
         *_, last = federate(builder(), engine, state, schedule=Schedule(rounds=3), local=LOCAL_SETTINGS)
         memories = [v for client in data.clients for v in engine.client_states[client].values()]
         ends.append(np.concatenate([as_numpy(last.state.params_D), *memories]))
-    assert np.allclose(*ends, atol=1e-5)
+    # the weights of fedala are quotients of small differences
+    assert np.allclose(*ends, atol=1e-4 if builder is strategies.fedala else 1e-5)
 
 
 class ElsewhereTrainer(LinearTrainer):

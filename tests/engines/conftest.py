@@ -155,7 +155,7 @@ def federation(problem, identity, tmp_path):
     grids = []
     own = {name: f"{problem}.{name}" for name in ("linear", "normed", "spoilt")}
     names = ("fedavg", "fedprox", "fedadam", "scaffold", "fedper", "fedrep", "ditto", "qfedavg", "afl", "ifca", "oort")
-    names += ("fedasync", "fedbuff")
+    names += ("fedasync", "fedbuff", "fedala", "fedamp")
 
     def make(
         *,

@@ -88,6 +88,7 @@ def test_statistics_of_batches_are_averaged_or_kept_at_real_nodes_as_in_simulati
 
 
 NAMES = ("fedavg", "fedprox", "fedadam", "scaffold", "fedper", "ditto", "qfedavg", "afl", "ifca", "oort")
+NAMES += ("fedala", "fedamp")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -101,7 +102,7 @@ def test_a_deployed_run_gives_the_parameters_of_a_simulated_one_bit_for_bit(fede
     for metric, value in here.evaluation.pooled.items():
         assert there.evaluation.pooled[metric] == pytest.approx(value, rel=1e-6, nan_ok=True)
         assert np.allclose(there.evaluation.per_client[metric], here.evaluation.per_client[metric], equal_nan=True)
-    assert (there.evaluation.personal is None) == (name not in ("ditto", "ifca"))
+    assert (there.evaluation.personal is None) == (name not in ("ditto", "ifca", "fedala", "fedamp"))
     if there.evaluation.personal:
         found, expected = (one.evaluation.personal.per_client["loss"] for one in (there, here))
         assert np.allclose(found, expected)

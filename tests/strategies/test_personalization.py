@@ -1,14 +1,41 @@
 """Personal models beat the global one if clients differ, and personal parameters stay at their client."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import strategies
-from fedlearn import Examples, FederatedData
+from fedlearn import (
+    CompositionError,
+    Examples,
+    FederatedData,
+    LocalSettings,
+    Scenario,
+    Schedule,
+    SettingError,
+    Stage,
+    Strategy,
+    clip,
+    expected_mean,
+    federate,
+    judge,
+    start,
+    uniform,
+    vector,
+)
+from fedlearn.algorithm import Asynchrony
+from fedlearn.core import ExampleDP
 from fedlearn.core.layout import default_initial_parameters
 from fedlearn.extend import as_numpy
+from fedlearn.loop.local_aggregation import OLD_MODEL, WEIGHTS
 from fedlearn.loop.local_training import PERSONAL_MODEL, PERSONAL_PARAMETERS
 from fedlearn.loop.protocols import Trainer
+from fedlearn.loop.training_loop import next_request
+from fedlearn.robust import squared_distances
+from fedlearn.testing import LinearTrainer
+from simulations import models
+from strategies.fedamp import attention
 
 BESIDE = {
     "ditto": strategies.ditto(penalty=0.1),
@@ -126,3 +153,129 @@ def test_ifca_recovers_two_planted_clusters(small):
     assert last.bytes_down == 6 * 2 * 4 * 4
     assert last.bytes_up == 6 * 4 * 4
     assert len(engine.client_states) == 6
+
+
+def clusters(small, *, num_examples=20, noise=0.0):
+    """Return six clients of two groups with opposite slopes. Even clients have positive slopes."""
+    rng, wanted = np.random.default_rng(0), np.array([1.0, -2.0, 0.5])
+    x = [rng.normal(size=(num_examples, 3)) for _ in range(6)]
+    signs = np.where(np.arange(6) % 2, 1, -1)
+    y = [x_k @ (sign * wanted) + noise * rng.normal(size=num_examples) for x_k, sign in zip(x, signs, strict=True)]
+    return small.federation(zip(x, y, strict=True))
+
+
+def test_fedamp_attends_to_similar_clients_and_sends_each_client_its_mixture(small):
+    data = clusters(small)
+    last, engine = small.run(strategies.fedamp(sigma=1.0), data, rounds=20, steps=5, learning_rate=0.1)
+    models_ND = last.state.aggregate["models"]
+    weights_NN = attention(squared_distances(models_ND), alpha=1.0, sigma=1.0)
+    same = np.add.outer(np.arange(6), np.arange(6)) % 2 == 0
+    assert weights_NN[same].reshape(6, 3).sum(axis=1).min() > 0.999
+    assert weights_NN[~same].max() < 1e-3
+    assert last.evaluation.personal.worst("loss", higher_is_better=False) < 0.05
+    assert last.evaluation.pooled["loss"] > 1, "one common model is wrong for half of the clients"
+    assert last.bytes_down == 6 * 4 * 4, "each client receives one model"
+    sent = next_request(strategies.fedamp(sigma=1.0), engine, last.state, LocalSettings(), (0, 3)).client_models
+    assert np.allclose(sent[0], weights_NN[0] @ models_ND, atol=1e-6)
+    assert list(sent) == [0, 3]
+
+
+def test_fedamp_learns_from_similar_clients_what_few_noisy_examples_do_not_tell(small):
+    """Compare with training alone: alpha near 0 sends each client its own model."""
+    data = clusters(small, num_examples=5, noise=1.0)
+    errors = []
+    for alpha in (1.0, 1e-9):
+        strategy = strategies.fedamp(alpha=alpha, sigma=3.0, penalty=alpha / 10)
+        last, _ = small.run(strategy, data, rounds=20, steps=10, learning_rate=0.1)
+        wanted = np.where(np.arange(6) % 2, 1, -1)[:, None] * np.array([1.0, -2.0, 0.5])
+        errors.append(((last.state.aggregate["models"][:, 1:] - wanted) ** 2).sum(axis=1).mean())
+    assert errors[0] < 0.3 * errors[1]
+
+
+def test_fedamp_keeps_the_models_of_absent_clients(small):
+    last, _ = small.run(strategies.fedamp(clients_per_round=2), clusters(small), rounds=12, steps=5)
+    assert last.state.aggregate["clients"].tolist() == list(range(6))
+    assert np.isfinite(last.state.aggregate["models"]).all()
+
+
+@pytest.mark.parametrize(
+    "fault", [{"asynchrony": Asynchrony(buffer_size=1, concurrency=1)}, {"stages": (Stage(needs_sum=True),)}]
+)
+def test_models_of_single_clients_are_refused_by_name_where_they_are_unsound(fault):
+    with pytest.raises(CompositionError, match=r"sends each client its own model|only a sum removes the masks"):
+        replace(strategies.fedamp(), **fault)
+
+
+def test_a_strategy_that_sends_single_models_cannot_claim_privacy_by_noise_at_the_server():
+    noisy = (clip(1.0), Stage(event=object(), is_nonexpansive=True))
+    aggregate = expected_mean(4)._replace(client_models=lambda state, cohort: {})
+    with pytest.raises(CompositionError, match="its own model"):
+        Strategy(select=uniform(4), stages=noisy, aggregate=aggregate)
+
+
+def test_fedala_starts_between_its_last_model_and_the_global_one_where_its_loss_is_small(small):
+    """Two clients with opposite slopes reject the global slope, 0, and keep the common offset."""
+    last, engine = small.run(
+        strategies.fedala(adaptive_parameters="*", learning_rate=5.0, weighting="equal"),
+        small.two_clients(steepness=(1.0, 1.0)),
+        rounds=10,
+        steps=5,
+        learning_rate=0.1,
+    )
+    weights_K = [float(engine.client_states[k][WEIGHTS][1]) for k in (0, 1)]  # of the slope
+    assert max(weights_K) < 0.1
+    assert last.evaluation.personal.worst("loss", higher_is_better=False) < 0.05
+    plain, _ = small.run(strategies.fedavg(weighting="equal"), small.two_clients(), rounds=10, steps=5)
+    assert plain.evaluation.worst("loss", higher_is_better=False) > 0.5
+
+
+def test_fedala_without_steps_of_its_weights_is_fedavg_bit_for_bit(small):
+    ends = [
+        small.run(strategy, small.two_clients(), rounds=5, steps=3)[0].state.params_D
+        for strategy in (strategies.fedala(learning_rate=0.0), strategies.fedavg())
+    ]
+    assert np.allclose(*ends, rtol=0, atol=1e-6)
+
+
+def test_fedala_first_trains_its_weights_until_the_loss_converges_then_for_one_pass(small):
+    counts, passes = [], []
+
+    class Counting(LinearTrainer):
+        def fit(self, request, rule, work):
+            passes.append(rule.client_state == (OLD_MODEL,))
+            return super().fit(request, rule, work)
+
+    strategy = strategies.fedala(adaptive_parameters="*", start_epochs=7, tolerance=0.0, learning_rate=0.01)
+    for rounds in (1, 2, 3, 4):
+        passes.clear()
+        small.run(strategy, small.two_clients(), rounds=rounds, trainer=Counting(1), engine=vector, steps=2)
+        counts.append(sum(passes))
+    assert counts == [0, 7, 8, 9]
+
+
+@pytest.mark.parametrize("builder", [strategies.fedala, strategies.fedamp])
+def test_personal_models_beat_fedavg_on_clients_with_few_classes(builder, digits):
+    pytest.importorskip("torch")
+    x, y = digits
+    parts = [np.flatnonzero((y == k) | (y == (k + 1) % 10))[:60] for k in range(10)]
+    clients = [Examples(x[part], y[part]) for part in parts]
+    data = FederatedData(
+        task="multiclass", num_classes=10, clients=range(10), train=clients.__getitem__, test=clients.__getitem__
+    )
+    trainer = models.build_trainer("linear", data, input_shape=(8, 8, 1), framework="torch")[0]
+    accuracy = {}
+    for strategy in (builder(), strategies.fedavg()):
+        engine = vector(data, trainer)
+        state = start(strategy, trainer.init(1), engine, seed=1)
+        evaluate = judge(Scenario(name="few", data=data, trainer=trainer, model="linear"))
+        schedule, local = Schedule(rounds=2), LocalSettings(epochs=4, learning_rate=0.3)
+        *_, last = federate(strategy, engine, state, schedule=schedule, local=local, evaluate=evaluate)
+        chosen = last.evaluation.personal or last.evaluation
+        accuracy[strategy.local.personal is not None] = chosen.pooled["accuracy"]
+    assert accuracy[True] > accuracy[False] + 0.1
+
+
+def test_fedala_refuses_example_dp_because_its_start_depends_on_data_without_noise(small):
+    local = LocalSettings(example_dp=ExampleDP())
+    with pytest.raises(SettingError, match="without noise"):
+        small.run(strategies.fedala(), small.two_clients(), rounds=1, example_dp=local.example_dp)

@@ -55,6 +55,7 @@ DEFAULT_BOUNDS: Mapping[str, tuple[int, int]] = {
     "separation": (1, 1_000_000),
     "shift": (0, 1_024),
     "size": (1, 10_000),
+    "start_epochs": (1, 100),
     "test_windows": (1, 1_000_000),
     "text_length": (1, 4_096),
     "threshold": (1, 1_000_000),

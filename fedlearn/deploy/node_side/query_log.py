@@ -7,6 +7,8 @@ something about the data, even if it is only a refusal. The log bounds the numbe
 * A node evaluates one model per round of a run. An equal request again gets an equal response and costs nothing.
 * The next training request of the run must have the evaluated model. Otherwise the node closes the run.
 
+A strategy that sends each client its own model (`fedamp`) is free in the choice of these models.
+
 A coordinator can still train on a model that it chose for its evaluation. Then each evaluation costs a counted round.
 """
 
@@ -128,8 +130,14 @@ class QueryLog:
         queries = replace(queries, requests={**queries.requests, kind: request})
         self._write(replace(content, runs={**content.runs, run: queries}))
 
-    def check_training(self, run: str, round: int, *, scenario: str, params: str) -> None:
+    def check_training(self, run: str, round: int, *, scenario: str, params: str | None) -> None:
         """Check a training request against the last evaluation of its run.
+
+        Args:
+            run: name of the run.
+            round: round of the request.
+            scenario: digest of the scenario's settings.
+            params: digest of the model; None if each client gets its own model, which no node evaluates before.
 
         Raises:
             NodeRefusal: The run is closed or has another scenario, or the model is not the evaluated one. The node then
@@ -137,7 +145,7 @@ class QueryLog:
         """
         content = self._read()
         queries = _in_scenario(content.runs.get(run, RunQueries()), scenario)
-        if round == queries.round + 1 and queries.params and params != queries.params:
+        if round == queries.round + 1 and queries.params and params not in (None, queries.params):
             self._write(replace(content, runs={**content.runs, run: replace(queries, is_closed=True)}))
             raise NodeRefusal(RefusalCode.RUN_CLOSED, f"the model of round {round} differs from the evaluated model")
 

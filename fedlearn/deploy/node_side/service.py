@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fedlearn.algorithm.strategy import CompositionError, Strategy
+from fedlearn.core.layout import Layout
 from fedlearn.core.privacy_guarantee import Release
 from fedlearn.core.records import (
     ClientEvaluation,
@@ -42,7 +43,7 @@ from fedlearn.protocol.membership import Member
 from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind
 from fedlearn.protocol.refusals import Refusal, RefusalCode, new_reference
 from fedlearn.protocol.responses import pack_evaluations, pack_parameters
-from fedlearn.protocol.training_order import read_order, require_order_fits
+from fedlearn.protocol.training_order import read_client_models, read_order, require_order_fits
 from fedlearn.protocol.updates import pack_updates
 
 LOCK_TIMEOUT_S = 300.0  # seconds that a request waits for the end of an earlier one
@@ -265,10 +266,11 @@ class NodeService:
         """
         _require_layout(request, scenario)
         with _reading_request():
-            order = read_order(request.shared, request.round)
-            require_order_fits(order, scenario.trainer.layout)
+            order = _read_training_order(request, scenario.trainer.layout)
             request.states_by_client()
         strategy, local = self._strategy(request, scenario, order.local)
+        if bool(order.client_models) != (strategy.aggregate.client_models is not None):
+            raise RequestError("the request has a model for each client, or one for all; the strategy has the other")
         # a coordinator could clear `deployed`, and predict the noise from the seed of the request
         order = replace(order, local=local, deployed=True)
         self.policy.check_request(order, request.settings, num_requests_of_run=0, num_requests_total=0)
@@ -293,7 +295,7 @@ class NodeService:
         of_run, total = self.client_states.request_counts(request.run)
         self.policy.check_request(order, request.settings, num_requests_of_run=of_run, num_requests_total=total)
         scenario_digest = digest_of(request.settings["scenario"])
-        params = digest_of_params(order.params_D)
+        params = None if order.client_models else digest_of_params(order.params_D)
         self.queries.check_training(request.run, order.round, scenario=scenario_digest, params=params)
         sizes = np.array([len(scenario.data.train(client)) for client in clients])
         release = Release(
@@ -309,7 +311,7 @@ class NodeService:
         charged = dict(zip(release.clients, release.num_steps or (), strict=True))
 
         def train(client: ClientId) -> Updates | Failure:
-            result = local.train(strategy, order, client, rounds[client])
+            result = local.train(strategy, order.for_client(client), client, rounds[client])
             if order.local.example_dp and isinstance(result, Updates) and result.num_steps_K[0] > charged[client]:
                 detail = f"client {client} took {result.num_steps_K[0]} steps, charged {charged[client]}"
                 raise NodeRefusal(RefusalCode.WITHHELD, detail)
@@ -399,6 +401,20 @@ class NodeService:
             detail = f"scenario {scenario.name} has no clients {unknown}: it has {len(scenario.data.clients)}"
             raise NodeRefusal(RefusalCode.SCENARIO, detail)
         return tuple(sorted(clients))
+
+
+def _read_training_order(request: NodeRequest, layout: Layout) -> Request:
+    """Return the training order of a request, with the model of each client if the request has them.
+
+    Raises:
+        WireError: A field or an array is missing, unknown or out of range, or does not fit the layout.
+    """
+    models = {}
+    if request.kind == RequestKind.FIT and (request.content.arrays or request.content.metadata):
+        models = read_client_models(request.content, request.clients, layout)
+    order = read_order(request.shared, request.round, models)
+    require_order_fits(order, layout)
+    return order
 
 
 def _kind(request: NodeRequest) -> str:

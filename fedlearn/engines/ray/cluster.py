@@ -181,10 +181,20 @@ class Worker:
         strategy_ref: Sequence[Any],
         block: Sequence[ClientId],
         client_states: Mapping[ClientId, State],
+        client_models: Mapping[ClientId, Array],
     ) -> WorkerResponse:
-        """Train one block. ``strategy_ref`` has the reference to the strategy, which the worker fetches once."""
+        """Train one block.
+
+        Args:
+            request: the request without the models of single clients.
+            strategy_ref: reference to the strategy, which the worker fetches once.
+            block: ids of the clients.
+            client_states: states of these clients.
+            client_models: models of these clients, see `Request.client_models`.
+        """
         engine, strategy = self._local(), self._known(strategy_ref[0])
         engine.client_states = dict(copy_arrays(client_states))
+        request = replace(request, client_models=client_models)
         results: Sequence[Any] = [
             _without_state(result) for result in engine.fit(copy_arrays(request), strategy, block)
         ]

@@ -145,13 +145,14 @@ class RayEngine(BaseEngine):
         self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]
     ) -> Iterator[Updates | PartialAggregate | Failure]:
         """Train the cohort; yield a partial aggregate for each block, or its updates, in order of client ids."""
-        request_ref, strategy_ref = self._cluster.put(copy_arrays(request), "the request"), self._reference(strategy)
+        shared = copy_arrays(replace(request, client_models={}))
+        request_ref, strategy_ref = self._cluster.put(shared, "the request"), self._reference(strategy)
         has_states = bool(initial_client_state(strategy, self.layout, request.params_D))
 
         def submit(worker: Any, block: Sequence[ClientId]) -> Any:
-            return worker.fit.remote(
-                request_ref, strategy_ref, block, self._client_states_of(block) if has_states else {}
-            )
+            states = self._client_states_of(block) if has_states else {}
+            models = copy_arrays(request.for_clients(block).client_models)
+            return worker.fit.remote(request_ref, strategy_ref, block, states, models)
 
         for response in self._responses(submit, self._blocks(cohort), f"round {request.round}"):
             self.client_states.update(copy_arrays(response.client_states))
