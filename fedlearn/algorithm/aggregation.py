@@ -48,8 +48,7 @@ class Aggregator(NamedTuple):
         reads: fields of `Updates` about single clients that the rule needs: ``clients_K``, ``metrics``, ``extra``.
         client_models: returns the models that clients of the next cohort receive in place of the global model,
             ``(state, cohort) -> {client: model}``, with the shared parameters of each model. The global model goes to
-            clients that it leaves out. None: all
-            clients receive the global model.
+            clients that it leaves out. None: all clients receive the global model.
     """
 
     init: Callable[[Layout], State]
