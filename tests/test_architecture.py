@@ -4,9 +4,11 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
+from layers import SLOW_CASES
 
 import fedlearn
 
@@ -48,13 +50,16 @@ def test_importing_fedlearn_strategies_and_all_namespaces_loads_nothing_heavy():
     assert loaded == "[]"
 
 
+@cache
 def imports_of(path):
-    """Yield (module, names) of each import in a file."""
+    """Return (module, names) of each import in a file."""
+    found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield node.module, [alias.name for alias in node.names]
+            found.append((node.module, [alias.name for alias in node.names]))
         elif isinstance(node, ast.Import):
-            yield from ((alias.name, []) for alias in node.names)
+            found += [(alias.name, []) for alias in node.names]
+    return found
 
 
 def files_that_import(package):
@@ -160,6 +165,12 @@ def is_private(name):
     deeper = "." in inner and module not in DOCUMENTED
     marked = any(part.startswith("_") for part in [*module.split("."), imported])
     return marked or inner.split(".")[0] not in {"", *public} or deeper
+
+
+def test_slow_cases_name_functions_that_exist():
+    for line in sorted(SLOW_CASES):
+        path, _, name = line.partition("::")
+        assert f"def {name.partition('[')[0]}(" in (ROOT / path).read_text(), line
 
 
 def test_undocumented_names_of_libraries_stand_in_one_module_each():

@@ -92,6 +92,11 @@ CROWDED = (
     "tests/trainers/test_batching",
 )
 
+SLOW_CASES = {
+    line
+    for line in Path(__file__).with_name("slow_cases.txt").read_text(encoding="utf-8").splitlines()
+    if line and not line.startswith("#")
+}
 FRAMEWORKS = {"torch", "jax", "flwr", "ray", "opacus", "flax"}
 STARTS = {"subprocess.Popen", "os.fork", "os.posix_spawn"}  # names of the events of Python's audit hooks
 started: list[str] = []
@@ -142,6 +147,8 @@ class Layers:
         return True if others and f"mark.{wanted}" not in text else None
 
     def pytest_itemcollected(self, item):
+        if item.nodeid in SLOW_CASES:
+            item.add_marker("slow")
         layer = self.layer_of(item.path)
         if layer and not any(item.get_closest_marker(name) for name in NAMES):
             item.add_marker(layer)
