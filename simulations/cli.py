@@ -42,6 +42,7 @@ COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {  # title -> command ->
         "deploy submit": ("fedlearn.deploy.submit", "run, resume or follow an experiment at the nodes"),
         "deploy status": ("fedlearn.deploy.status", "show the nodes and runs of a federation"),
         "deploy cancel": ("fedlearn.deploy.cancel", "stop a run after its round"),
+        "deploy history": ("fedlearn.deploy.history", "show and verify the audit log of a coordinator or a node"),
     },
     "Shell": {
         "completion": ("simulations.completion", "print a script that completes commands and settings"),

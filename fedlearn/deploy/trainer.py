@@ -25,6 +25,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
 from fedlearn.core.import_path import search_working_folder_last
 from fedlearn.core.plain_text import PlainFormatter
+from fedlearn.core.version import VERSION
 from fedlearn.deploy.node_side.client_states import ClientStates
 from fedlearn.deploy.node_side.experiment import NodeConfig
 from fedlearn.deploy.node_side.masking_keys import read_masking_keys
@@ -134,6 +135,7 @@ def _serve_until_stopped(
         service = NodeService(config, read_policy(policy), ClientStates(client_states))
         for module in ("sklearn.metrics", *([f"fedlearn.trainers.{config.framework}"] if config.framework else [])):
             import_module(module)  # at the start, because a round would wait for a later import
+        service.audit.record_start(policy=service.policy, clients=config.clients, version=VERSION)
         server = serve(service, socket, group=group)
     except (OSError, KeyError) as error:
         raise FedlearnError(str(error)) from error

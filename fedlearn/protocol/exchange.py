@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fedlearn.core.layout import Layout
@@ -49,6 +50,7 @@ class Exchange:
     Attributes:
         membership: nodes that have joined.
         layout: layout of the model; empty until the nodes have joined.
+        origin: person and folder of the run, for the audit logs of the nodes.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Exchange:
         self.sites = sites or RunSites()
         self.membership = Membership(check_member, find_task, self.sites)
         self.layout = Layout(())
+        self.origin: Mapping[str, str] = {}
         self._hellos: dict[str, int] = {}  # id of the request -> node
         self._in_flight: dict[RequestKey, tuple[NodeRequest, CohortRequest[Any]]] = {}
 
@@ -135,7 +138,8 @@ class Exchange:
         disconnected = {id for id, node_id in self._hellos.items() if node_id not in connected}
         self.grid_client.cancel(disconnected)
         self._hellos = {id: node_id for id, node_id in self._hellos.items() if id not in disconnected}
-        requests = {node_id: self._request(RequestKind.HELLO, round) for node_id in members.nodes_to_greet(connected)}
+        hello = partial(self._request, RequestKind.HELLO, round, content=Payload(metadata=dict(self.origin)))
+        requests = {node_id: hello() for node_id in members.nodes_to_greet(connected)}
         self._send(requests, timeout_s=HELLO_TIMEOUT_S, max_bytes=lambda clients: MAX_HELLO_BYTES)
         self._hellos |= {request.id: node_id for node_id, request in requests.items()}
         members.pending |= requests.keys()

@@ -19,6 +19,7 @@ from fedlearn.core.records import ClientId
 from fedlearn.core.serialization import Payload, WireError, read_fields, read_text
 from fedlearn.core.tasks import Task, as_task
 from fedlearn.core.tasks.base import TASK_NAME
+from fedlearn.core.version import VERSION
 from fedlearn.errors import FedlearnError, SettingError
 from fedlearn.protocol.fields import read_number, read_numbers
 from fedlearn.protocol.sites import STRANGER, RunSites
@@ -46,6 +47,7 @@ class Member:
         name, num_classes, model, partition: properties of its scenario.
         task: name of the task. It is text of another party, so it is never imported by this name alone.
         framework, device: properties of its trainer.
+        version: version of fedlearn at the node.
         supports_metrics: True if its policy allows evaluation metrics to leave.
         masking_key: public key for secure aggregation, in hexadecimal; empty if the node has none.
         node_id: Flower's id of the node; 0 at the node itself, which does not know its id.
@@ -64,6 +66,7 @@ class Member:
     device: str
     supports_metrics: bool
     masking_key: str
+    version: str = VERSION
     node_id: int = 0
     site: str = ""
 
@@ -79,7 +82,7 @@ class Member:
     def pack(self) -> Payload:
         """Return the description as the content of a response to a hello request."""
         names = ("name", "task", "num_classes", "model", "partition", "framework", "device", "supports_metrics")
-        metadata: dict[str, Any] = {name: getattr(self, name) for name in (*names, "masking_key")}
+        metadata: dict[str, Any] = {name: getattr(self, name) for name in (*names, "masking_key", "version")}
         metadata["leaves"] = [list(asdict(leaf).values()) for leaf in self.layout.leaves]
         metadata["num_examples"] = [self.num_examples[client] for client in self.clients]
         metadata["names"] = [self.names[client] for client in self.clients]
@@ -96,6 +99,7 @@ class Member:
         lists = dict.fromkeys(("leaves", "num_examples", "names"), list)
         fields = read_fields(content.metadata, num_classes=int, supports_metrics=bool, **lists)
         fields |= {name: read_text(content.metadata.get(name), name) for name in texts}
+        fields["version"] = read_text(content.metadata.get("version"), "version", max_length=40)
         counts, names = read_numbers(fields["num_examples"], "num_examples"), fields["names"]
         if not clients or not len(clients) == len(counts) == len(names):
             raise WireError(f"the node has {len(clients)} clients, {len(counts)} example counts, {len(names)} names")

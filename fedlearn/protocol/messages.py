@@ -35,7 +35,7 @@ from fedlearn.protocol.fields import (
 from fedlearn.protocol.refusals import Refusal, RefusalCode, read_reference, read_refusal, refusal_to_json
 
 MAX_REQUEST_BYTES = 2**33  # 8 GiB, for a model with two billion parameters
-VERSION = 4  # version of the format; node and coordinator need the same version
+VERSION = 5  # version of the format; node and coordinator need the same version
 
 
 class RequestKind(StrEnum):

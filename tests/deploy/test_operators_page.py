@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ def test_the_commands_were_found():
     assert named == {
         "cancel",
         "coordinator",
+        "history",
         "keys",
         "node",
         "node_side.policy",
@@ -53,6 +55,8 @@ def test_each_command_is_one_that_its_program_takes(words, tmp_path):
     if program in ("keys", "coordinator", "trainer"):
         module = {"keys": keys, "coordinator": coordinator, "trainer": trainer}[program]
         parser_of(module).parse_args(rest)
+    elif program in ("history", "status", "cancel"):
+        import_module(f"fedlearn.deploy.{program}").build_parser().parse_args(rest)
     elif program == "node":
         made = node.node_from_args(node.build_parser().parse_args(rest))
         if made.trainer_args is not None:

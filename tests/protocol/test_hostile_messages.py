@@ -149,6 +149,7 @@ def test_each_field_of_another_type_is_read_or_refused(payload, read):
     # settings and contents are not checked; a text, a count or a stage may have another value of its type
     free = {"settings", "content", "stage", "code", "detail", "reference", "names", "local"}
     texts = {"run", "id", "name", "task", "model", "partition", "framework", "device", "layout", "masking_key"}
+    texts |= {"version"}
     for path, value in accepted:
         kept = type(value) is type(_at(payload.metadata, path))
         assert kept or free & set(path) or path in (("state_rounds",), ("refusal",)), (path, value)

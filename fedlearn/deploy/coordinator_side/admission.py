@@ -24,6 +24,7 @@ from fedlearn.core.checkpoint import write_atomically
 from fedlearn.core.records import ClientId
 from fedlearn.core.serialization import WireError
 from fedlearn.deploy.client_ids import format_client_ids, parse_client_ids
+from fedlearn.deploy.coordinator_side.run_audit import record_member
 from fedlearn.deploy.node_bindings import BindingError, NodeBinding, read_bindings
 from fedlearn.deploy.node_side.masking_keys import read_identities
 from fedlearn.protocol.membership import Member
@@ -53,10 +54,11 @@ class Admission:
         state: state folder of the coordinator, with the admitted nodes and the stored clients of keys.
         bindings: path of ``nodes.yaml``.
         identities: path of the coordinator's copy of ``masking.pub``; None: masking keys are not checked.
+        run: name of the run, for the audit log.
     """
 
-    def __init__(self, state: Path, bindings: Path, identities: Path | None = None) -> None:
-        self.state, self.bindings, self.identities = state, bindings, identities
+    def __init__(self, state: Path, bindings: Path, identities: Path | None = None, *, run: str = "") -> None:
+        self.state, self.bindings, self.identities, self.run = state, bindings, identities, run
 
     def check(self, member: Member) -> None:
         """Accept a description, and store the clients of a node that joins for the first time.
@@ -87,6 +89,7 @@ class Admission:
                     f"client {client} of node {node.name} reports {count} examples, expected at most "
                     f"{binding.max_examples}; to change it: {fix}"
                 )
+        record_member(self.state, node.name, member, run=self.run)
 
     def _node(self, node_id: int) -> NodeKey:
         try:

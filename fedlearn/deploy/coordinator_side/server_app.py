@@ -45,6 +45,7 @@ from fedlearn.deploy.coordinator_side.admission import Admission
 from fedlearn.deploy.coordinator_side.app_bundle import EXIT_MARKER, NAME_KEY, PERSON_KEY, REQUEST_KEY
 from fedlearn.deploy.coordinator_side.ownership import DEPLOYMENT_FILE, require_owner
 from fedlearn.deploy.coordinator_side.remote_scenario import remote_scenario
+from fedlearn.deploy.coordinator_side.run_audit import audited
 from fedlearn.deploy.coordinator_side.run_sites import SiteDirectory, build_run_sites
 from fedlearn.deploy.coordinator_side.studies import STUDIES, find_study, read_studies
 from fedlearn.deploy.coordinator_side.submitted_settings import (
@@ -102,12 +103,21 @@ def main(grid: Grid, context: Context) -> None:
     submitted = {**request, **{key: str(context.run_config.get(key, "")) for key in (NAME_KEY, PERSON_KEY)}}
     with _interruptible():
         try:
-            code = exit_code(lambda: execute(submitted, grid, context.run_id, Path(os.environ[RUNS_ENV])))
+            code = exit_code(lambda: _execute_audited(submitted, grid, context.run_id, Path(os.environ[RUNS_ENV])))
         except Exception:
             traceback.print_exc()
             code = FAILED
     if code != DONE:
         raise NonzeroExit(f"{EXIT_MARKER} {code}")
+
+
+def _execute_audited(request: Mapping[str, Any], grid: Grid, run_id: int, runs: Path) -> int:
+    """Execute a request; the audit log has the start and the end of a run. `ControlAccess` has logged a stop."""
+    execute_request = partial(execute, request, grid, run_id, runs)
+    if request["do"] == "stop":
+        return execute_request()
+    folder = _folder_in(runs, request["folder"])
+    return audited(execute_request, Path(os.environ[STATE_ENV]), request, number=run_id, folder=folder)
 
 
 def execute(request: Mapping[str, Any], grid: Grid, run_id: int, runs: Path) -> int:
@@ -140,18 +150,17 @@ def execute(request: Mapping[str, Any], grid: Grid, run_id: int, runs: Path) -> 
 def _run_mode(grid: Grid, request: Mapping[str, Any], runs: Path) -> RunMode:
     def build(cfg: DictConfig, planned: Plan | None, folder: Path) -> Experiment:
         if request["do"] == "resume":
-            sites = _run_sites(cfg, folder, person)
-            return build_deployed_experiment(
-                cfg, planned or build_plan(cfg), grid, _read_deployment(folder)["id"], sites
-            )
+            deployment, sites = _read_deployment(folder), _run_sites(cfg, folder, person)
+            plan, origin = planned or build_plan(cfg), _origin(request)
+            return build_deployed_experiment(cfg, plan, grid, deployment["id"], sites, origin=origin)
         _print_folder(folder, runs)
         deployment = {"id": request.get(NAME_KEY) or uuid.uuid4().hex, PERSON_KEY: request.get(PERSON_KEY, "")}
         deployment |= {name: request[name] for name in ("rerun_command", "resume_command")}
         # written before nodes join, because a run that is interrupted while it waits for nodes must be resumable
         (folder / DEPLOYMENT_FILE).write_text(json.dumps(deployment), encoding="utf-8")
         try:
-            sites = _run_sites(cfg, folder, person)
-            return build_deployed_experiment(cfg, planned or build_plan(cfg), grid, deployment["id"], sites)
+            sites, plan = _run_sites(cfg, folder, person), planned or build_plan(cfg)
+            return build_deployed_experiment(cfg, plan, grid, deployment["id"], sites, origin=_origin(request))
         except BaseException:
             (folder / DEPLOYMENT_FILE).unlink()
             raise
@@ -185,7 +194,14 @@ def _read_width(width: Any) -> int | None:
     return min(max(width, MIN_WIDTH), MAX_WIDTH) if type(width) is int else None
 
 
-def build_deployed_experiment(cfg: DictConfig, plan: Plan, grid: Grid, run: str, sites: RunSites) -> Experiment:
+def _origin(request: Mapping[str, Any]) -> dict[str, str]:
+    """Return the person and the folder of a run, for the audit logs of the nodes."""
+    return {name: str(request.get(name, "")) for name in (PERSON_KEY, "folder")}
+
+
+def build_deployed_experiment(
+    cfg: DictConfig, plan: Plan, grid: Grid, run: str, sites: RunSites, *, origin: Mapping[str, str]
+) -> Experiment:
     """Return an experiment whose data and trainers are at the nodes.
 
     Args:
@@ -194,6 +210,7 @@ def build_deployed_experiment(cfg: DictConfig, plan: Plan, grid: Grid, run: str,
         grid: Flower's connection to the nodes.
         run: name of the run; nodes keep client states under this name.
         sites: sites of the run.
+        origin: person and folder of the run, for the audit logs of the nodes.
 
     Raises:
         FedlearnError: A setting is for simulations only, or too few sites joined in time.
@@ -216,8 +233,9 @@ def build_deployed_experiment(cfg: DictConfig, plan: Plan, grid: Grid, run: str,
     options = {name: value for name, value in settings["engine"].items() if name != "_target_"}
     options |= {"find_task": partial(_registered_task, registry), "metrics": find_metrics(paths, registry.modules)}
     keys = Path(os.environ[NODES_ENV]).parent
-    admission = Admission(Path(os.environ[STATE_ENV]), keys / BINDINGS, keys / IDENTITIES)
+    admission = Admission(Path(os.environ[STATE_ENV]), keys / BINDINGS, keys / IDENTITIES, run=run)
     engine = DeployedEngine(grid, node_settings, run=run, sites=sites, check_member=admission.check, **options)
+    engine.exchange.origin = origin
     try:
         scenario = add_metrics(remote_scenario(engine), paths, cfg.get("metric"), allow=registry.modules)
         plan = apply_privacy(plan, scenario, num_parties=engine.num_parties)

@@ -71,6 +71,15 @@ class PrivacyBudget:
         event = EpsilonDeltaEvent(epsilon)
         self._write_within_limit(self.ledger().charge_clients(dict.fromkeys(clients, (event, 1))))
 
+    def epsilon(self) -> float | None:
+        """Return the largest privacy loss of a client so far; None if nothing was charged.
+
+        Raises:
+            ClientStateError: The ledger is damaged.
+        """
+        histories = self.ledger().histories
+        return float(max_epsilon_bounds(histories, delta=self.required.delta).value) if histories else None
+
     def ledger(self) -> Ledger:
         """Return the ledger with all charged releases.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from threading import Lock
 from typing import Any
@@ -29,6 +29,7 @@ from fedlearn.deploy.node_side.experiment import ExperimentBuilder, NodeConfig
 from fedlearn.deploy.node_side.gate import AllowedContent, allowed_content, check_response
 from fedlearn.deploy.node_side.local_clients import LocalClients, with_reported_counts
 from fedlearn.deploy.node_side.masking_keys import MASKING_KEY
+from fedlearn.deploy.node_side.node_audit import NodeAudit
 from fedlearn.deploy.node_side.noisy_evaluation import has_bounded_sums
 from fedlearn.deploy.node_side.policy import Policy
 from fedlearn.deploy.node_side.policy_violation import NodeRefusal, PolicyViolation, RequestError
@@ -59,7 +60,8 @@ class NodeService:
         client_states: stored client states.
 
     Guarantees:
-        `respond` and `respond_to_bytes` never raise. Each response passes `fedlearn.deploy.node_side.gate`. A refusal
+        `respond` and `respond_to_bytes` never raise. Each response passes `fedlearn.deploy.node_side.gate`, and is in
+        the audit log on disk before it leaves. A refusal
         has a code and a reference. Its details stay in the log of the node, unless they cannot depend on data.
     """
 
@@ -69,6 +71,7 @@ class NodeService:
         self.queries = QueryLog(client_states.folder)
         self.budget = PrivacyBudget(client_states.folder, policy.required_privacy)
         self.stored = StoredResponses(client_states.folder)
+        self.audit = NodeAudit(client_states.folder)
         self._lock = Lock()
         self._handlers = {
             RequestKind.HELLO: self._hello,
@@ -80,6 +83,16 @@ class NodeService:
 
     def respond(self, request: NodeRequest) -> NodeResponse:
         """Return the response to a request. The details of a refusal or failure are in the log of the node."""
+        response = self._respond(request)
+        try:
+            epsilon = self.budget.epsilon()
+            self.audit.record(request, response, policy=self.policy, epsilon=epsilon)
+        except Exception:  # nothing leaves without a line in the audit log
+            log.exception("the audit log cannot be written")
+            return NodeResponse.refuse(request, _refusal(RefusalCode.INTERNAL, "see the traceback above", request))
+        return response
+
+    def _respond(self, request: NodeRequest) -> NodeResponse:
         try:
             if not self._lock.acquire(timeout=LOCK_TIMEOUT_S):
                 raise NodeRefusal(RefusalCode.BUSY)
@@ -103,7 +116,10 @@ class NodeService:
         try:
             request = NodeRequest.unpack(data)
         except WireError as error:
-            return NodeResponse.refuse(None, _refusal(RefusalCode.REQUEST, str(error))).pack()
+            refusal = _refusal(RefusalCode.REQUEST, str(error))
+            with suppress(OSError):
+                self.audit.record_unreadable(refusal.reference)
+            return NodeResponse.refuse(None, refusal).pack()
         response = self.respond(request)
         try:
             return response.pack()

@@ -1,0 +1,133 @@
+"""Write each request and each response of a node to its audit log, before the response leaves.
+
+A line has names, sizes and digests, never a value of an update, a metric or a file. The name of the person is text of
+the coordinator, which a node cannot verify.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedlearn.core.plain_text import plain_line
+from fedlearn.deploy.audit_log import AuditLog
+from fedlearn.deploy.node_side.policy import Policy
+from fedlearn.deploy.node_side.query_log import digest_of
+from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind
+
+MAX_NAMES = 40  # names of fields and arrays in a line
+ORIGIN_FIELDS = ("person", "folder")  # fields of a hello request
+
+
+class NodeAudit:
+    """The audit log of a node.
+
+    Args:
+        folder: folder of the client states.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.log = AuditLog(folder)
+
+    def record(
+        self, request: NodeRequest, response: NodeResponse, *, policy: Policy, epsilon: float | None, data: str = ""
+    ) -> None:
+        """Write a line for a request and its response.
+
+        Args:
+            request: request of the coordinator.
+            response: response that is about to leave.
+            policy: policy in force.
+            epsilon: largest privacy loss of a client so far, over all runs; None if the node has no ledger.
+            data: digest of the data in use; empty if it is unknown.
+
+        Raises:
+            OSError: The line cannot be written. Then the response must not leave.
+        """
+        fields: dict[str, Any] = {
+            "run": request.run,
+            "kind": str(request.kind),
+            "round": request.round,
+            "clients": list(request.clients),
+            "settings_sha256": digest_of(request.settings),
+            "order_sha256": order_digest(request),
+            "policy_sha256": policy_digest(policy),
+            "data_sha256": data,
+            "epsilon": epsilon,
+        }
+        if isinstance(privacy := request.settings.get("privacy"), Mapping):
+            fields["privacy"] = str(privacy.get("name"))
+        if request.kind == RequestKind.HELLO:
+            fields |= _origin(request.content.metadata) | {"settings": _summary(request.settings)}
+        if response.refusal:
+            refusal = {"code": str(response.refusal.code), "reference": response.refusal.reference}
+            self.log.append("request.refused", **fields, **refusal, sent={})
+        else:
+            self.log.append("request", **fields, **_sent(response))
+
+    def record_unreadable(self, reference: str) -> None:
+        """Write a line for a message that is no request."""
+        self.log.append("request.refused", code="request", reference=reference, sent={})
+
+    def record_start(self, *, policy: Policy, clients: tuple[int, ...], version: str) -> None:
+        """Write a line for the start of the trainer, with the policy in force."""
+        self.log.append("node.started", policy_sha256=policy_digest(policy), clients=list(clients), version=version)
+
+
+def policy_digest(policy: Policy) -> str:
+    """Return a digest of all values of a policy. Comments and the order of the file do not change it."""
+    return digest_of(_plain(asdict(policy)))
+
+
+def order_digest(request: NodeRequest) -> str:
+    """Return a digest of a request without its random id."""
+    digest = hashlib.sha256(f"{request.kind}\n{request.run}\n{request.round}\n{request.layout}\n".encode())
+    digest.update(f"{list(request.clients)}{request.state_rounds}{digest_of(request.settings)}".encode())
+    for payload in (request.content, request.shared):
+        digest.update(digest_of(dict(payload.metadata)).encode())
+        for name, array in sorted(payload.arrays.items()):
+            digest.update(f"{name}{array.dtype}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _sent(response: NodeResponse) -> dict[str, Any]:
+    """Return the names and sizes of all that a response has."""
+    arrays = {name: int(array.nbytes) for name, array in sorted(response.content.arrays.items())[:MAX_NAMES]}
+    num_bytes = sum(int(array.nbytes) for array in response.content.arrays.values())
+    return {
+        "sent": arrays,
+        "sent_fields": sorted(map(str, response.content.metadata))[:MAX_NAMES],
+        "num_bytes": num_bytes,
+        "num_results": len(response.clients),
+        "failures": dict(Counter(str(failure.stage) for failure in response.failures)),
+    }
+
+
+def _origin(metadata: Mapping[str, Any]) -> dict[str, str]:
+    return {name: plain_line(str(metadata[name])) for name in ORIGIN_FIELDS if isinstance(metadata.get(name), str)}
+
+
+def _summary(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the names of the options of a request, and the plain values of its privacy mechanism."""
+    names = {group: settings[group].get("name") for group in settings if isinstance(settings[group], Mapping)}
+    privacy = settings.get("privacy")
+    values = privacy.items() if isinstance(privacy, Mapping) else ()
+    plain = {str(name): value for name, value in values if isinstance(value, int | float | str | bool)}
+    return {"options": {group: str(name)[:100] for group, name in names.items() if name}, "privacy": plain}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, int | float | str | bool) or value is None else str(value)
