@@ -21,9 +21,14 @@ class Callback:
     Attributes:
         ends_run_on_error: True if an error of this callback ends the run. False, the default, continues the run
             without the callback. Errors of `close` never end the run.
+        reads_run_files: True calls `on_end` after the report and all other files of the run are written.
+        operator_variables: environment variables that the operator of a coordinator must set before a submission may
+            name this callback, e.g. the address of a server. Default none.
     """
 
     ends_run_on_error: bool = False
+    reads_run_files: bool = False
+    operator_variables: tuple[str, ...] = ()
 
     def on_start(self, run: RunInfo) -> str | None:
         """Handle the start of the run, before the first round.

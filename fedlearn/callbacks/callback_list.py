@@ -67,6 +67,8 @@ class CallbackFailure:
 class CallbackList:
     """Call several callbacks in order. `on_end` and `close` use the reverse order, as nested contexts do.
 
+    `on_end` of callbacks with ``reads_run_files`` comes last.
+
     Args:
         callbacks: name -> callback.
 
@@ -107,7 +109,9 @@ class CallbackList:
         Raises:
             CallbackError: a callback with ``ends_run_on_error`` failed.
         """
-        for name in self._active[::-1]:
+        order = self._active[::-1]
+        order.sort(key=lambda name: self._callbacks[name].reads_run_files)
+        for name in order:
             self._call(name, "on_end", deepcopy(self.add_failures(summary)))
 
     def close(self) -> None:

@@ -13,13 +13,19 @@ from platformdirs import user_cache_path
 
 MALLOC_TRIM_BYTES = 2**30  # glibc keeps up to this amount of freed memory
 MALLOC_MMAP_BYTES = 2**25  # glibc returns larger blocks when they are freed; it accepts no larger number
+MLFLOW_VARIABLES = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_CONFIGURE_LOGGING": "false",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+}
 MALLOC_VARIABLES = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"}
 
 
 def set_environment(framework: str | None) -> None:
     """Prepare this process for a framework, before the framework is loaded. Existing variables keep their values.
 
-    - Flower sends no telemetry.
+    - Flower and MLflow send no telemetry. MLflow prints nothing, and a server that does not respond delays no run.
     - JAX allocates GPU memory as needed, and stores compiled programs in the cache folder of the user.
     - PyTorch: glibc keeps freed memory, see `keep_freed_memory`.
 
@@ -27,6 +33,8 @@ def set_environment(framework: str | None) -> None:
         framework: ``torch``, ``jax`` or ``mixed``; None prepares for no framework.
     """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    for name, value in MLFLOW_VARIABLES.items():
+        os.environ.setdefault(name, value)
     if framework in ("jax", "mixed"):
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(user_cache_path("fedlearn") / "jax"))

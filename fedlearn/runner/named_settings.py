@@ -46,7 +46,7 @@ def name_builder(registry: Registry, group: str, settings: Any, setting: str | N
     for key in OPERATOR_SETTINGS:
         value = values.pop(key, None)
         if value is not None and group != "scenario":
-            raise refusal(f"{setting}.{key}", value, "null: a submission names no files of another machine")
+            raise refusal(f"{setting}.{key}", value, "null: the operator of a machine sets its files and servers")
     for key, value in values.items():
         if (group, key) in PARTS:
             part = PARTS[group, key]

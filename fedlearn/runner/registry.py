@@ -30,8 +30,8 @@ PARTS: Mapping[tuple[str, str], str] = {  # (group, parameter) -> group of the o
 }
 CODE_GROUPS = ("task", "metric")  # code of the user without settings: objects of Task and Metric
 GROUPS = (*OPTION_GROUPS, "flower", *CODE_GROUPS)
-# these name files and devices of the machine that builds, so its operator sets them
-OPERATOR_SETTINGS = ("path", "encoder", "device", "deployed")
+# these name files, devices and servers of the machine that builds, so its operator sets them
+OPERATOR_SETTINGS = ("path", "encoder", "device", "deployed", "tracking_uri", "registered_model", "artifacts")
 # a Flower strategy needs values only; the others need functions, or wrap another strategy
 FLOWER_MODULE = "flwr.serverapp.strategy"
 FLOWER_STRATEGIES = (

@@ -72,6 +72,14 @@ def test_callbacks_start_in_order_and_end_in_reverse(tmp_path):
     assert log == ["a.start", "b.start", *rounds, "b.end", "a.end", "b.close", "a.close"]
 
 
+def test_a_callback_that_reads_files_ends_last(tmp_path):
+    log = []
+    tracker = Recorder("tracker", log)
+    tracker.reads_run_files = True
+    call_all(CallbackList({"tracker": tracker, "report": Recorder("report", log), "b": Recorder("b", log)}), tmp_path)
+    assert [name for name in log if name.endswith("end")] == ["b.end", "report.end", "tracker.end"]
+
+
 @pytest.mark.parametrize("error", [ValueError("no\nconnection"), OSError("network"), SystemExit(3), MemoryError()])
 @pytest.mark.parametrize("method", ["on_start", "on_round", "on_end", "close"])
 def test_a_callback_that_fails_is_named_and_switched_off_and_the_others_go_on(tmp_path, capsys, caplog, method, error):

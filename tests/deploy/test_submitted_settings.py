@@ -66,6 +66,42 @@ def settings():
     return compose_request(["scenario=diabetes"])["settings"]
 
 
+TRACKERS = {
+    "a tracking server": {"tracking_uri": "http://127.0.0.1:1"},
+    "a database": {"tracking_uri": "sqlite:////tmp/stolen.db"},
+    "a folder": {"tracking_uri": "file:///tmp/stolen"},
+    "a version of a model in use": {"registered_model": "sepsis"},
+    "files of a private run": {"artifacts": True},
+    "an experiment outside the run folder": {"experiment": "../../stolen"},
+    "an absolute path as experiment": {"experiment": "/etc/cron.d/stolen"},
+    "no setting at all": {},
+}
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+@pytest.mark.parametrize("is_allowed", [False, True])
+def test_a_submitter_chooses_no_tracker_of_the_coordinator(settings, name, is_allowed, monkeypatch, tmp_path):
+    monkeypatch.delenv(BUILDERS_ENV, raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    if is_allowed:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    submitted = attacked(settings, {"callbacks.mlflow": {"name": "mlflow", **TRACKERS[name]}})
+    if is_allowed and not TRACKERS[name]:
+        cfg = read_submitted_settings(submitted)
+        assert cfg.callbacks.mlflow == {"_target_": "fedlearn.callbacks.mlflow.MLflow"}
+        check_submitted_settings(cfg)
+        OmegaConf.update(cfg, "callbacks.mlflow.tracking_uri", "sqlite:////tmp/stolen.db", force_add=True)
+        with pytest.raises(SettingError):  # a resumed run
+            check_submitted_settings(cfg)
+    else:
+        with pytest.raises(SettingError) as refused:
+            read_submitted_settings(submitted)
+        assert refused.value.setting.startswith("callbacks.mlflow")
+        assert len(str(refused.value).splitlines()) == 3
+    assert list(tmp_path.iterdir()) == []
+
+
 def attacked(settings, changes):
     settings = deepcopy(settings)
     for name, value in changes.items():

@@ -12,8 +12,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fedlearn.advice import assignment
+from fedlearn.callbacks.base import Callback
 from fedlearn.deploy.coordinator import BUILDERS_ENV
 from fedlearn.errors import SettingError, require
+from fedlearn.runner.builders import find_target
 from fedlearn.runner.named_settings import CALLBACKS, name_settings, resolve_settings
 from fedlearn.runner.registry import Registry, installed_registry
 from fedlearn.runner.run_config import config_from_dict, config_to_dict
@@ -43,6 +45,7 @@ def read_submitted_settings(named: Any) -> DictConfig:
         require(group in settings, group, "missing", "the name of an option", f"add {group} to the submission")
     _require_grid(settings["engine"])
     _require_paths_inside(settings.get(CALLBACKS) or {})
+    _require_operator_variables(settings.get(CALLBACKS) or {})
     return config_from_dict(settings)
 
 
@@ -73,6 +76,15 @@ def _require_paths_inside(callbacks: Mapping[str, Any]) -> None:
         if isinstance(value, str) and not name.endswith("._target_") and _is_outside_folder(value):
             fix = assignment(name, PurePosixPath(value).name or "losses.csv")
             raise SettingError(name, value, "a name inside the run folder", fix)
+
+
+def _require_operator_variables(callbacks: Mapping[str, Any]) -> None:
+    """Refuse a callback that writes to a server or a place that the operator has not selected."""
+    for name, node in callbacks.items():
+        kind = find_target(node["_target_"], CALLBACKS) if node else Callback
+        missing = [variable for variable in getattr(kind, "operator_variables", ()) if not os.environ.get(variable)]
+        expected = f"null, because the operator of this coordinator has not set {', '.join(missing)}"
+        require(not missing, f"{CALLBACKS}.{name}", "a callback", expected, assignment(f"{CALLBACKS}.{name}", None))
 
 
 def _leaves(node: Any, name: str) -> Iterator[tuple[str, Any]]:
