@@ -460,6 +460,14 @@ def read_started_run(body: bytes) -> int | None:
     return int(response.run_id) if response.HasField("run_id") else None
 
 
+def write_started_run(number: int) -> bytes:
+    """Return the body of a response with the id of a run."""
+    FLOWER.verify("control")
+    from flwr.proto.control_pb2 import StartRunResponse
+
+    return bytes(StartRunResponse(run_id=number).SerializeToString())
+
+
 def read_run_id(body: bytes, kind: str) -> int:
     """Return the id of the run that a request names.
 

@@ -8,7 +8,7 @@ from typing import Any
 from fedlearn.algorithm.aggregation import PartialAggregate
 from fedlearn.errors import TooManyFailures, is_count, is_number, require
 
-DEFAULT_SHARE = 0.3  # of the cohort, and at least one client
+DEFAULT_SHARE = 0.3  # share of the cohort; at least one client
 ROUNDING = 1e-9  # 0.29 * 100 is 28.999999999999996
 
 

@@ -108,7 +108,7 @@ class Exchange:
         members = self.membership
         return StartState(
             sites=self.sites,
-            connected=names({*members.present, *members.refused, *members.pending}),
+            connected=names({*members.present, *members.refused, *members.postponed, *members.pending}),
             joined=names(members.present),
             refused=names(members.refused),
             waited_s=waited_s,
@@ -296,6 +296,8 @@ class Exchange:
     def _admit(self, response: NodeResponse, node_id: int) -> None:
         """Add a node to the members from its response to a hello request, or refuse the node."""
         self.membership.pending.discard(node_id)
+        if response.refusal and response.refusal.is_transient:
+            return self.membership.postpone(node_id, response.refusal.reason)
         try:
             if response.refusal:
                 raise WireError(f"stage {response.refusal.stage}: {response.refusal.reason}")

@@ -25,6 +25,7 @@ from fedlearn.protocol.fields import read_number, read_numbers
 from fedlearn.protocol.sites import STRANGER, RunSites
 
 RETRY_INTERVAL_S = 30.0  # seconds until a refused node gets a new hello request
+POSTPONE_INTERVAL_S = 2.0  # seconds until a node with a transient problem gets a new hello request
 MAX_PARAMETERS = 2**31  # a request has at most 8 GiB, which is this number of float32 parameters
 MAX_CLASSES = 2**14  # a confusion matrix of the coordinator then has at most 2 GiB
 NOT_CONNECTED = "no node with this client is connected"
@@ -127,6 +128,7 @@ class Membership:
     Attributes:
         present: admitted and connected nodes, by Flower's id.
         refused: reason of the refusal of each other node, by Flower's id.
+        postponed: transient problem of each node that is asked again within seconds, by Flower's id.
         pending: nodes with an unanswered hello request, by Flower's id.
     """
 
@@ -140,7 +142,8 @@ class Membership:
         self.present: dict[int, Member] = {}
         self.refused: dict[int, str] = {}
         self.pending: set[int] = set()
-        self._refused_at: dict[int, float] = {}
+        self.postponed: dict[int, str] = {}
+        self._retry_at: dict[int, float] = {}
         self._model: Member | None = None
         self._num_examples: dict[ClientId, int] = {}  # example counts at the first admission of this run
         self._last_site: dict[ClientId, str] = {}  # site of each client that has joined
@@ -150,13 +153,14 @@ class Membership:
         for node_id in [node_id for node_id in self.present if node_id not in connected]:
             log.warning("%s is disconnected", self.present.pop(node_id))
         self.pending &= set(connected)
-        self.refused = {node_id: reason for node_id, reason in self.refused.items() if node_id in connected}
+        for problems in (self.refused, self.postponed):
+            for node_id in problems.keys() - set(connected):
+                del problems[node_id]
 
     def nodes_to_greet(self, connected: Collection[int]) -> list[int]:
-        """Return the nodes that need a hello request: new nodes, and refused nodes after `RETRY_INTERVAL_S`."""
-        retry_before = time.monotonic() - RETRY_INTERVAL_S
-        new = set(connected) - self.present.keys() - self.pending
-        return sorted(node_id for node_id in new if self._refused_at.get(node_id, retry_before) <= retry_before)
+        """Return the nodes that need a hello request: new nodes, and later the refused and the postponed nodes."""
+        now, new = time.monotonic(), set(connected) - self.present.keys() - self.pending
+        return sorted(node_id for node_id in new if self._retry_at.get(node_id, now) <= now)
 
     def admit(self, member: Member) -> None:
         """Add a node to the members.
@@ -174,6 +178,7 @@ class Membership:
         if self._model is not None and _task_and_layout(member) != _task_and_layout(self._model):
             raise WireError(f"{member} does not fit {self._model}: {_difference(member, self._model)}")
         self.refused.pop(member.node_id, None)
+        self.postponed.pop(member.node_id, None)
         for client, count in member.num_examples.items():
             first = self._num_examples.get(client, count)
             if count != first:
@@ -199,8 +204,16 @@ class Membership:
     def refuse(self, node_id: int, reason: str) -> None:
         """Refuse a node for `RETRY_INTERVAL_S`, and keep the reason."""
         self.refused[node_id] = reason
-        self._refused_at[node_id] = time.monotonic()
+        self.postponed.pop(node_id, None)
+        self._retry_at[node_id] = time.monotonic() + RETRY_INTERVAL_S
         log.warning("%s is refused: %s", self.sites.name(node_id), reason)
+
+    def postpone(self, node_id: int, reason: str) -> None:
+        """Ask a node with a transient problem again after `POSTPONE_INTERVAL_S`."""
+        if self.postponed.get(node_id) != reason:
+            log.warning("%s is asked again: %s", self.sites.name(node_id), reason)
+        self.postponed[node_id] = reason
+        self._retry_at[node_id] = time.monotonic() + POSTPONE_INTERVAL_S
 
     def forget_clients(self, clients: Collection[ClientId]) -> None:
         """Remove the nodes of these clients, so that they receive a new hello request."""
@@ -244,8 +257,12 @@ class Membership:
         """Return one line per node: joined, refused with the reason, or silent."""
         lines = [f"  joined    {member}" for member in self.present.values()]
         lines += [f"  refused   {self.sites.name(node)}: {reason}" for node, reason in sorted(self.refused.items())]
-        problem = "is connected, but its trainer has not responded"
-        return lines + [f"  silent    {self.sites.name(node)} {problem}" for node in sorted(self.pending)]
+        lines += [f"  waiting   {self.sites.name(node)}: {reason}" for node, reason in sorted(self.postponed.items())]
+        silent, problem = (
+            sorted(self.pending - self.postponed.keys()),
+            "is connected, but its trainer has not responded",
+        )
+        return lines + [f"  silent    {self.sites.name(node)} {problem}" for node in silent]
 
 
 def read_layout(values: Any) -> Layout:

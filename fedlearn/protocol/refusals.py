@@ -47,6 +47,11 @@ class RefusalCode(StrEnum):
         return self in (RefusalCode.POLICY, RefusalCode.REQUEST, RefusalCode.CONNECTION)
 
     @property
+    def is_transient(self) -> bool:
+        """True if the same request may succeed seconds later. Such a refusal does not count at the start of a run."""
+        return self in (RefusalCode.BUSY, RefusalCode.CONNECTION)
+
+    @property
     def stage(self) -> FailureStage:
         """Stage of the failure of each client of the request."""
         return _STAGES.get(self, FailureStage.POLICY)
@@ -99,7 +104,7 @@ SENTENCES = {  # code -> problem, and one thing to try
     RefusalCode.SCENARIO: ("the node cannot build the scenario with its data", _LOG),
     RefusalCode.STRATEGY: ("the node cannot build the strategy or its privacy mechanism", _LOG),
     RefusalCode.BUSY: ("the node is still busy with an earlier request", "try a longer engine.deadline"),
-    RefusalCode.WITHHELD: ("the response has values that the policy of the node does not let out", _LOG),
+    RefusalCode.WITHHELD: ("the response has values that the policy of the node withholds", _LOG),
     RefusalCode.INTERNAL: ("the request failed at the node", _LOG),
 }
 FAILURE_SENTENCES = {  # stage of the failure of a client at a node -> problem
@@ -127,6 +132,11 @@ class Refusal:
     code: RefusalCode
     detail: str = ""
     reference: str = ""
+
+    @property
+    def is_transient(self) -> bool:
+        """True if the same request may succeed seconds later. A response that cannot be read is no such case."""
+        return self.code.is_transient and self.stage != FailureStage.RESPONSE
 
     @property
     def reason(self) -> str:

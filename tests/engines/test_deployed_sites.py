@@ -14,8 +14,11 @@ from fedlearn.testing import LOCAL_SETTINGS
 
 pytest.importorskip("flwr", reason="the extra flower is not installed")
 
-from fedlearn.protocol import exchange
+from fedlearn.core.records import FailureStage
+from fedlearn.protocol import exchange, membership
 from fedlearn.protocol.membership import FederationError
+from fedlearn.protocol.messages import NodeRequest, NodeResponse
+from fedlearn.protocol.refusals import Refusal, RefusalCode
 from fedlearn.protocol.sites import RunSites
 
 NAMES = {101: "north", 102: "south", 103: "west", 104: "east"}
@@ -113,7 +116,7 @@ def test_random_nodes_that_are_not_named_do_not_change_the_model(federation, see
     assert np.array_equal(with_faults(federation, seed), list(rounds_of(alone))[-1].state.params_D)
 
 
-@pytest.mark.parametrize("fault", [refusing, broken, raising, claiming], ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize("fault", [refusing, broken, claiming], ids=lambda fault: fault.__name__)
 def test_a_refusal_counts_only_when_too_few_sites_remain(federation, fault, caplog):
     lines = []
     made = federation(clients=CLIENTS, sites=sites(min_sites=3, report=lines.append))
@@ -129,6 +132,28 @@ def test_a_refusal_counts_only_when_too_few_sites_remain(federation, fault, capl
     with pytest.raises(FederationError, match=r"of 4 sites joined.*; refused: east") as caught:
         made.engine.open()
     assert not ID.search(str(caught.value))
+
+
+@pytest.mark.parametrize("problem", ["error of the messenger", "busy"])
+def test_a_transient_problem_of_a_site_is_no_refusal(federation, problem, monkeypatch, caplog):
+    monkeypatch.setattr(membership, "POSTPONE_INTERVAL_S", 0.05)
+    made = federation(clients=CLIENTS[:2], sites=sites("north", "south"))
+    answer, count = made.grid.nodes[102], 0
+
+    def recover(data):
+        nonlocal count
+        count += 1
+        if count > 2:
+            return answer(data)
+        if problem == "busy":
+            refusal = Refusal(stage=FailureStage.REQUEST, code=RefusalCode.BUSY)
+            return NodeResponse.refuse(NodeRequest.unpack(data), refusal).pack()
+        raise RuntimeError("the trainer of this node does not respond")
+
+    made.grid.nodes[102] = recover
+    made.engine.open()
+    assert made.engine.clients == (0, 1)
+    assert caplog.text.count("site south is asked again") == 1
 
 
 def test_a_site_with_another_model_is_refused_and_the_others_go_on(federation):

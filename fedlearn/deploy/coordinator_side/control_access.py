@@ -29,7 +29,7 @@ from fedlearn.deploy.coordinator_side.request_limits import (
 )
 from fedlearn.deploy.coordinator_side.submissions import Submission, Submissions, new_run_name
 from fedlearn.deploy.persons import Person, Persons, Role
-from fedlearn.flower.compat import read_run_id, read_start_run, read_started_run, write_start_run
+from fedlearn.flower.compat import read_run_id, read_start_run, read_started_run, write_start_run, write_started_run
 
 LOWEST_ROLES: Mapping[str, Role] = {  # request of Flower's Control API -> lowest role that may send it
     "list-runs": Role.VIEWER,
@@ -116,6 +116,8 @@ class ControlAccess:
 
     async def _start(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         request, config = await asyncio.to_thread(self._read_start, call)
+        if request["do"] == "stop":  # without a process of its own, which would take seconds to start
+            return await self._stop_after_round(call, request, send)
         body = write_start_run(self._bundle, config)
         started = _Response(send)
         length = (b"content-length", b"%d" % len(body))
@@ -124,6 +126,17 @@ class ControlAccess:
         number = read_started_run(started.body) if started.status == 200 else None
         await asyncio.to_thread(self._record_start, call, request, config, number)
         await started.send()
+
+    async def _stop_after_round(self, call: Call, request: Mapping[str, Any], send: Send) -> None:
+        number = request.get("run")
+        if type(number) is not int or self.submissions.find(number) is None:
+            raise RequestRefused(404, "no run has this number")
+        await asyncio.to_thread(self.submissions.request_stop, number)
+        await asyncio.to_thread(self._log, call, do="stop", number=str(number))
+        body = write_started_run(number)
+        headers = [(b"content-type", b"application/protobuf"), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
     def _read_start(self, call: Call) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the request in a call that starts a run, and the run configuration with the name of the person."""
@@ -147,9 +160,7 @@ class ControlAccess:
     ) -> None:
         do, folder = str(request["do"]), str(request.get("folder", ""))
         fields = {"do": do, "number": str(number or ""), "run": config[NAME_KEY], "folder": folder}
-        if do == "stop":
-            fields = {"do": do, "number": str(request.get("run"))}
-        elif number is not None:
+        if number is not None:
             person = str(config[PERSON_KEY])
             self.submissions.add(Submission(number=number, name=fields["run"], person=person, do=do, folder=folder))
         digest = hashlib.sha256(str(config[REQUEST_KEY]).encode()).hexdigest()

@@ -172,11 +172,11 @@ class CoordinatorClient:
         return sorted(states, key=lambda state: state.name)
 
     def run_states(self) -> list[RunState]:
-        """Return the states of all runs, the newest first. Requests that stop another run are left out."""
+        """Return the states of all runs, the newest first."""
         with self._explain_errors():
             runs = self._client.runs()
         states = [_run_state(run_id, run, self._client.config_of(run)) for run_id, run in runs.items()]
-        return _with_names(sorted((state for state in states if state), key=lambda state: state.started, reverse=True))
+        return _with_names(sorted(states, key=lambda state: state.started, reverse=True))
 
     def register_node(self, name: str, public_key: bytes) -> None:
         """Admit a node with its public key (PEM)."""
@@ -202,14 +202,12 @@ class CoordinatorClient:
             raise ConnectionProblem(explain(self.address, error)) from error
 
 
-def _run_state(run_id: int, run: Any, config: Mapping[str, Any]) -> RunState | None:
-    """Return the state of a run; None for a request that stops another run."""
+def _run_state(run_id: int, run: Any, config: Mapping[str, Any]) -> RunState:
+    """Return the state of a run."""
     try:
         request = json.loads(str(config.get(REQUEST_KEY, "{}")))
     except ValueError:
         request = {}
-    if request.get("do") == "stop":
-        return None
     status, settings = run.status, request.get("settings") or {}
     names = [str((settings.get(group) or {}).get("name", "")) for group in ("scenario", "strategy")]
     is_done = status.sub_status == "completed"

@@ -28,11 +28,11 @@ class NodeRegistry(Protocol):
         ...
 
     def register_node(self, name: str, public_key: bytes) -> None:
-        """Admit a node."""
+        """Admit a node with its public key (PEM)."""
         ...
 
     def unregister_node(self, node_id: int) -> None:
-        """Remove a node."""
+        """Remove a node from the admitted nodes."""
         ...
 
 

@@ -6,7 +6,6 @@ setting of the run::
     {"do": "run", "settings": {...}, "folder": "heart/fedavg/...", "chosen": false, "width": 100,
      "rerun_command": "python -m ...", "resume_command": "python -m ... --resume {folder}"}
     {"do": "resume", "folder": "heart/fedavg/...", "overrides": ["rounds=50"], "width": null}
-    {"do": "stop", "run": 1234}
 
 ``rerun_command`` and ``resume_command`` are commands for the submitter. ``width`` is the width of the submitter's
 terminal in characters; null: plain lines. The coordinator adds ``name``, the name of the run, and ``person``, the name
@@ -46,8 +45,9 @@ from fedlearn.deploy.coordinator_side.app_bundle import EXIT_MARKER, NAME_KEY, P
 from fedlearn.deploy.coordinator_side.ownership import DEPLOYMENT_FILE, require_owner
 from fedlearn.deploy.coordinator_side.remote_scenario import remote_scenario
 from fedlearn.deploy.coordinator_side.run_audit import audited
-from fedlearn.deploy.coordinator_side.run_sites import SiteDirectory, build_run_sites
+from fedlearn.deploy.coordinator_side.run_sites import SITES_FILE, SiteDirectory, build_run_sites
 from fedlearn.deploy.coordinator_side.studies import STUDIES, find_study, read_studies
+from fedlearn.deploy.coordinator_side.submissions import Submissions, stoppable
 from fedlearn.deploy.coordinator_side.submitted_settings import (
     check_submitted_settings,
     coordinator_registry,
@@ -58,7 +58,7 @@ from fedlearn.deploy.node_bindings import BINDINGS
 from fedlearn.deploy.node_side.masking_keys import IDENTITIES
 from fedlearn.deploy.processes import die_with_parent
 from fedlearn.engines.deployed import DeployedEngine
-from fedlearn.errors import FedlearnError, require
+from fedlearn.errors import require
 from fedlearn.protocol.sites import RunSites
 from fedlearn.runner.compose import Job
 from fedlearn.runner.config import (
@@ -80,7 +80,6 @@ from fedlearn.runner.start import run
 from fedlearn.runner.user_code import add_metrics, find_metrics, find_task
 
 MIN_WIDTH, MAX_WIDTH = 20, 500  # characters per line of the console
-RUNNING_FOLDER = ".running"  # beside the run folders: the process ids of each run in progress
 
 app = ServerApp()
 
@@ -126,16 +125,14 @@ def execute(request: Mapping[str, Any], grid: Grid, run_id: int, runs: Path) -> 
     Args:
         request: a request, see the module's documentation.
         grid: Flower's connection to the nodes.
-        run_id: Flower's id of the run; a stop request names the run by this id.
+        run_id: Flower's id of the run.
         runs: folder of the run folders.
 
     Raises:
         FedlearnError: See `fedlearn.runner.start.run` and `fedlearn.runner.resume.resume`.
     """
-    if request["do"] == "stop":
-        return _stop(runs / RUNNING_FOLDER / str(int(request["run"])))
     folder = _folder_in(runs, request["folder"])
-    with _process_file(runs / RUNNING_FOLDER / str(run_id)):
+    with stoppable(Submissions(Path(os.environ[STATE_ENV])), run_id):
         if request["do"] == "resume":
             require_owner(folder, request.get(PERSON_KEY))
             _print_folder(folder, runs)
@@ -162,7 +159,8 @@ def _run_mode(grid: Grid, request: Mapping[str, Any], runs: Path) -> RunMode:
             sites, plan = _run_sites(cfg, folder, person), planned or build_plan(cfg)
             return build_deployed_experiment(cfg, plan, grid, deployment["id"], sites, origin=_origin(request))
         except BaseException:
-            (folder / DEPLOYMENT_FILE).unlink()
+            for name in (DEPLOYMENT_FILE, SITES_FILE):
+                (folder / name).unlink(missing_ok=True)
             raise
 
     person = str(request.get(PERSON_KEY) or "")
@@ -297,28 +295,6 @@ def _read_deployment(folder: Path) -> dict[str, Any]:
         fix = "the version of fedlearn that started the run, or a new run"
         raise RunFolderError(f"{folder / DEPLOYMENT_FILE} was written by another version\n  advice    {fix}")
     return deployment
-
-
-@contextmanager
-def _process_file(path: Path) -> Iterator[None]:
-    """Write the process ids of this run to a file, and remove the file at the end of the block."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{os.getpid()} {os.getppid()}", encoding="ascii")
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _stop(path: Path) -> int:
-    """Interrupt a run as Ctrl-C does; the run finishes its round and saves it."""
-    try:
-        process, parent = map(int, path.read_text(encoding="ascii").split())
-    except (OSError, ValueError):
-        raise FedlearnError(f"run {path.name} is not in progress") from None
-    if parent == os.getppid():  # otherwise another process may have this number now
-        os.kill(process, signal.SIGINT)
-    return DONE
 
 
 def _log_to_file_only() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from functools import cache
 
 import pytest
@@ -13,7 +14,7 @@ from flwr.proto import control_pb2
 from fedlearn.deploy.audit_log import AuditLog, read_events, verify
 from fedlearn.deploy.coordinator_side.app_bundle import build_app_bundle
 from fedlearn.deploy.coordinator_side.control_access import LOWEST_ROLES, ControlAccess
-from fedlearn.deploy.coordinator_side.submissions import Submission, Submissions
+from fedlearn.deploy.coordinator_side.submissions import Submission, Submissions, stoppable
 from fedlearn.deploy.persons import Persons, Role, add_person, token_digest
 from fedlearn.flower.compat import read_start_run, write_start_run
 
@@ -181,11 +182,37 @@ def test_a_person_stops_only_the_runs_of_this_person_and_an_admin_all(coordinato
             return coordinator.stop(name, 77)
         return coordinator.start(name, {"do": "stop", "run": 77})
 
-    assert [stop(name) for name in ("sam", "sue", "vic", "ada")] == [403, 403, 403, 200]  # an unknown run
+    unknown = 200 if how == "now" else 404
+    assert [stop(name) for name in ("sam", "sue", "vic", "ada")] == [403, 403, 403, unknown]
     assert coordinator.start("sam") == 200
     assert [stop(name) for name in ("sam", "sue", "vic", "ada")] == [200, 403, 403, 200]
     refused = [line for line in coordinator.events if line["event"] == "request.refused"]
-    assert [line["person"] for line in refused] == ["sam", "sue", "vic", "sue", "vic"]
+    first = ["sam", "sue", "vic"] if how == "now" else ["sam", "sue", "vic", "ada"]
+    assert [line["person"] for line in refused] == [*first, "sue", "vic"]
+
+
+def test_a_stop_after_the_round_starts_no_process_and_reaches_the_run(coordinator):
+    assert coordinator.start("sam") == 200
+    submissions, begun = Submissions(coordinator.folder), len(coordinator.received)
+
+    def run_until_stopped():
+        with stoppable(submissions, 77, interval_s=0.01):
+            assert coordinator.start("sam", {"do": "stop", "run": 77}) == 200
+            threading.Event().wait(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_until_stopped()
+    assert len(coordinator.received) == begun
+    with stoppable(submissions, 78, interval_s=0.01):  # another run goes on
+        threading.Event().wait(0.1)
+
+
+@pytest.mark.parametrize("number", [None, "77", 7.7, True, -1, 2**70, "../77"])
+def test_a_stop_of_no_run_writes_nothing(coordinator, number):
+    coordinator.start("ada")
+    before = sorted(coordinator.folder.rglob("*.stop"))
+    assert coordinator.start("ada", {"do": "stop", "run": number}) == 404
+    assert sorted(coordinator.folder.rglob("*.stop")) == before == []
 
 
 def test_equal_reads_are_one_line_and_other_requests_are_one_line_each(coordinator):
