@@ -27,6 +27,7 @@ TABLE = {
     "tests/deploy/test_processes": "process",
     "tests/deploy/test_deployment": "process",
     "tests/deploy/test_run_log": "framework",
+    "tests/deploy/test_sites_of_a_deployment": "process",
     "tests/deploy/test_rehearse": "process",
     "tests/deploy/test_operators_page": "docs",
     "tests/deploy/test_submit": "cli",
@@ -84,6 +85,7 @@ TABLE = {
 CROWDED = (
     "tests/deploy/test_deployment",
     "tests/deploy/test_rehearse",
+    "tests/deploy/test_sites_of_a_deployment",
     "tests/deploy/test_trainer",
     "tests/engines/test_flower_engine",
     "tests/engines/test_ray_engine",
