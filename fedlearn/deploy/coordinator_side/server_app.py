@@ -111,10 +111,8 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _execute_audited(request: Mapping[str, Any], grid: Grid, run_id: int, runs: Path) -> int:
-    """Execute a request; the audit log has the start and the end of a run. `ControlAccess` has logged a stop."""
+    """Execute a request; the audit log has the start and the end of a run."""
     execute_request = partial(execute, request, grid, run_id, runs)
-    if request["do"] == "stop":
-        return execute_request()
     folder = _folder_in(runs, request["folder"])
     return audited(execute_request, Path(os.environ[STATE_ENV]), request, number=run_id, folder=folder)
 
