@@ -25,6 +25,7 @@ from fedlearn.deploy.connectivity import ConnectionProblem, check_connection, fr
 from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient
 from fedlearn.deploy.coordinator_side.key_sync import KeySync
 from fedlearn.deploy.coordinator_side.superlink import LOCAL_DIGEST_ENV, NODES_ENV, PERSONS_ENV, STATE_ENV
+from fedlearn.deploy.coordinator_side.web_pages import Pages, Ports, open_ports
 from fedlearn.deploy.keys import ALLOWED, CA, CERTIFICATE, SECRET, SERVER_KEY, KeysError, expiry
 from fedlearn.deploy.persons import PERSONS_FILE, new_token, read_persons, token_digest
 from fedlearn.deploy.processes import Child, Children, flower_environment, module_command, private_files
@@ -44,7 +45,17 @@ class CoordinatorError(FedlearnError):
     """Report a coordinator that cannot start."""
 
 
-def serve(keys: Path, state: Path, runs: Path, *, host: str, port: int, builders: Path | None = None) -> None:
+def serve(
+    keys: Path,
+    state: Path,
+    runs: Path,
+    *,
+    host: str,
+    port: int,
+    builders: Path | None = None,
+    web: int | None = None,
+    metrics: int | None = None,
+) -> None:
     """Serve nodes and operators until the process is interrupted.
 
     Args:
@@ -54,6 +65,8 @@ def serve(keys: Path, state: Path, runs: Path, *, host: str, port: int, builders
         host: interface to listen on; ``0.0.0.0`` for all interfaces.
         port: port to listen on, 0 to 65535; 0 takes a free port and writes it to ``state/address``.
         builders: YAML file with the operator's builders, in the form of ``builders`` in a policy; None: no builders.
+        web: port of the page with nodes and runs, at the same interface; 0 takes a free port; None: no page.
+        metrics: port of the metrics for Prometheus, at loopback; 0 takes a free port; None: no metrics.
 
     Guarantees:
         A process that ends is restarted, and reads all runs, nodes and messages from the database. A process that ends
@@ -72,10 +85,10 @@ def serve(keys: Path, state: Path, runs: Path, *, host: str, port: int, builders
         host = host.strip("[]")  # an IPv6 address may have brackets
         port = port or _free_port(host)
         _refuse_if_taken(host, port)
-        _serve(keys, state, runs, host, port, registry)
+        _serve(keys, state, runs, host, port, registry, open_ports(host, web, metrics))
 
 
-def _serve(keys: Path, state: Path, runs: Path, host: str, port: int, registry: Registry) -> None:
+def _serve(keys: Path, state: Path, runs: Path, host: str, port: int, registry: Registry, ports: Ports) -> None:
     local = join_address(local_host_of(host), port)
     env = flower_environment(state / "flower")
     env |= {RUNS_ENV: str(runs.resolve()), NODES_ENV: str((keys / ALLOWED).resolve()), STATE_ENV: str(state.resolve())}
@@ -96,10 +109,12 @@ def _serve(keys: Path, state: Path, runs: Path, host: str, port: int, registry: 
         key_sync = KeySync(control, keys, state)
         key_sync.check()
         runner = children.start(Child("the SuperExec", _superexec(keys, local), state / "superexec.log", env, cwd=runs))
+        pages = Pages(ports=ports, keys=keys, state=state, runs=runs, address=local, token=token)
+        page_lines = "".join(f"{line}\n" for line in pages.start(host))
         (state / ADDRESS_FILE).write_text(f"{local}\n", encoding="ascii")
         sys.stdout.write(
             f"coordinator   https://{join_address(host, port)}   (health: /health)\n"
-            f"runs          {runs.resolve()}\nlogs          {state.resolve()}\nready\n"
+            f"runs          {runs.resolve()}\nlogs          {state.resolve()}\n{page_lines}ready\n"
         )
         sys.stdout.flush()
         _watch([link, runner], key_sync)
@@ -239,6 +254,10 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument(
         "--builders", type=Path, metavar="FILE", help="YAML file: group, name of an option, your builder"
+    )
+    parser.add_argument("--web", type=int, metavar="PORT", help="port of a page with nodes and runs; default: no page")
+    parser.add_argument(
+        "--metrics", type=int, metavar="PORT", help="port of metrics for Prometheus on 127.0.0.1; default: none"
     )
     return parser
 

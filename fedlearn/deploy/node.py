@@ -48,6 +48,7 @@ class Node:
         socket: Unix socket of the trainer.
         trainer_args: arguments for the trainer; None if the trainer is started separately.
         connect_timeout_s: seconds to wait for the coordinator, default 60.
+        metrics_port: port of metrics for Prometheus on loopback; 0 takes a free port; None, the default: no metrics.
     """
 
     coordinator: str
@@ -56,6 +57,7 @@ class Node:
     socket: Path
     trainer_args: Sequence[str] | None
     connect_timeout_s: float = 60.0
+    metrics_port: int | None = None
 
 
 def serve(node: Node) -> None:
@@ -89,6 +91,7 @@ def _serve(node: Node) -> None:
         )
         _wait_for_coordinator(node)
         messenger = children.start(_messenger(node))
+        metrics = _start_metrics(node, [trainer, messenger] if trainer else [messenger])
         watches = [
             Watch("the trainer", lambda: read_problem(node.state, "trainer"), trainer),
             Watch("the messenger", lambda: read_problem(node.state, "messenger"), messenger),
@@ -102,10 +105,21 @@ def _serve(node: Node) -> None:
             for watch in watches:
                 watch.check()
             if not is_joined and all(not read_problem(node.state, part) for part in PARTS):
-                sys.stdout.write(f"node of {node.coordinator}   logs in {node.state.resolve()}\nready\n")
+                sys.stdout.write(f"node of {node.coordinator}   logs in {node.state.resolve()}\n{metrics}ready\n")
                 sys.stdout.flush()
                 is_joined = True
             time.sleep(POLL_INTERVAL_S)
+
+
+def _start_metrics(node: Node, children: Sequence[Child]) -> str:
+    """Serve the metrics, and return the line with their address; empty without metrics."""
+    if node.metrics_port is None:
+        return ""
+    from fedlearn.deploy.node_side.metrics import start_metrics  # the web library is not loaded without need
+
+    # with a trainer of another user, this process may not read the audit log
+    client_states = _client_states_folder(node.state) if node.trainer_args is not None else None
+    return f"{start_metrics(node.metrics_port, node.state, children, client_states)}\n"
 
 
 def _wait_for_coordinator(node: Node) -> None:
@@ -144,6 +158,9 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--connect-timeout", type=float, default=60.0, help="seconds to wait for the coordinator at the start"
     )
+    parser.add_argument(
+        "--metrics", type=int, metavar="PORT", help="port of metrics for Prometheus on 127.0.0.1; default: none"
+    )
     trainer = parser.add_argument_group("trainer (without --policy, start the trainer separately)")
     trainer.add_argument(
         "--policy", type=Path, help="policy of this node: python -m fedlearn.deploy.node_side.policy prints an example"
@@ -172,6 +189,7 @@ def node_from_args(args: argparse.Namespace) -> Node:
         socket=socket,
         trainer_args=_trainer_args(args) if args.policy else None,
         connect_timeout_s=args.connect_timeout,
+        metrics_port=args.metrics,
     )
 
 

@@ -31,7 +31,8 @@ SIGN_IN_FILES = ("page.css", "icon.svg")  # files for persons who have not signe
 MAX_FORM_BYTES = 4096
 COOKIE = "__Host-fedlearn"  # with this prefix browsers require TLS, the path / and no other domain
 SIGN_OUT_FORM = '<form method="post" action="/sign-out"><button>Sign out</button></form>'
-FAILED_NOTE = '<p class="warning" role="alert">Name or token is wrong.</p>'
+FAILED_NOTE = '<p class="warning" role="alert">The token is wrong.</p>'
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -43,11 +44,13 @@ class Site:
         source: nodes and runs.
         accounts: persons who may read the page; None lets each accepted connection read it.
         interval_s: seconds between two looks at the source.
+        metrics: returns numbers in the format of Prometheus; None for a page without ``/metrics``.
     """
 
     source: Source
     accounts: Accounts | None = None
     interval_s: float = INTERVAL_S
+    metrics: Callable[[], bytes] | None = None
     attempts: Attempts = field(default_factory=Attempts)
     feed: Feed = field(init=False)
     sessions: Sessions | None = field(init=False)
@@ -68,7 +71,8 @@ class Site:
             Route("/sign-in", self._sign_in, methods=["POST"]),
             Route("/sign-out", self._sign_out, methods=["POST"]),
         ]
-        return [*routes, *signing] if self.sessions else routes
+        measured = [Route("/metrics", self._metrics)] if self.metrics else []
+        return [*routes, *measured, *(signing if self.sessions else [])]
 
     def person(self, request: Request) -> str | None:
         """Return the person who reads the page; empty without accounts, None for a stranger."""
@@ -111,20 +115,38 @@ class Site:
     async def _sign_in(self, request: Request) -> Response:
         assert self.accounts is not None
         assert self.sessions is not None
+        person = await self._check(request, await _read_token(request))
+        if not isinstance(person, str):
+            return person or RedirectResponse("/?failed", status_code=303)
+        await asyncio.to_thread(self.accounts.record, person, request.client.host if request.client else "")
+        response = RedirectResponse("/", status_code=303)
+        cookie = self.sessions.start(person)
+        response.set_cookie(COOKIE, cookie, path="/", secure=True, httponly=True, samesite="strict")
+        return response
+
+    async def _check(self, request: Request, token: str) -> str | Response | None:
+        """Return the person with a token, None for a wrong token, or a response after too many attempts."""
+        assert self.accounts is not None
         address = request.client.host if request.client else ""
         if self.attempts.is_limited(address):
             text = f"Too many attempts. Try again in {WINDOW_S:.0f} seconds.\n"
             return PlainTextResponse(text, status_code=429, headers={"retry-after": f"{WINDOW_S:.0f}"})
         self.attempts.count(address)
-        name, secret = await _read_form(request)
-        person = await asyncio.to_thread(self.accounts.check, name, secret)
+        person = await asyncio.to_thread(self.accounts.check, token)
         if person is None:
-            return RedirectResponse("/?failed", status_code=303)
-        self.attempts.forget(address)
-        response = RedirectResponse("/", status_code=303)
-        cookie = self.sessions.start(person)
-        response.set_cookie(COOKIE, cookie, path="/", secure=True, httponly=True, samesite="strict")
-        return response
+            await asyncio.to_thread(self.accounts.record, None, address)
+        else:
+            self.attempts.forget(address)
+        return person
+
+    async def _metrics(self, request: Request) -> Response:
+        assert self.metrics is not None
+        if self.person(request) is None:
+            kind, _, token = request.headers.get("authorization", "").partition(" ")
+            person = await self._check(request, token.strip()) if kind.lower() == "bearer" else None
+            if not isinstance(person, str):
+                return person or PlainTextResponse("A token of a person is missing or wrong.\n", status_code=401)
+        return Response(await asyncio.to_thread(self.metrics), media_type=METRICS_TYPE)
 
     async def _sign_out(self, request: Request) -> Response:
         assert self.sessions is not None
@@ -139,18 +161,18 @@ def _fill(name: str, part: str) -> str:
     return (STATIC / name).read_text(encoding="utf-8").replace("<!-- part -->", part)
 
 
-async def _read_form(request: Request) -> tuple[str, str]:
-    """Return name and secret of the form; empty for another or a longer body."""
+async def _read_token(request: Request) -> str:
+    """Return the token of the form; empty for another or a longer body."""
     body = b""
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_FORM_BYTES:
-            return "", ""
+            return ""
     try:
         fields = parse_qs(body.decode("utf-8", "replace"), max_num_fields=4)
     except ValueError:
-        return "", ""
-    return fields.get("name", [""])[0], fields.get("secret", [""])[0]
+        return ""
+    return fields.get("token", [""])[0].strip()
 
 
 def build_app(
@@ -160,6 +182,7 @@ def build_app(
     accounts: Accounts | None = None,
     same_user: bool = False,
     interval_s: float = INTERVAL_S,
+    metrics: Callable[[], bytes] | None = None,
 ) -> App:
     """Return the ASGI application of the page.
 
@@ -169,6 +192,22 @@ def build_app(
         accounts: persons who may read the page; None lets each accepted connection read it. Sessions need TLS.
         same_user: True accepts only connections of the user of this process.
         interval_s: seconds between two looks at the source, > 0.
+        metrics: returns numbers in the format of Prometheus; None for a page without ``/metrics``. A program shows the
+            token of a person (``authorization: Bearer TOKEN``).
     """
-    site = Site(source, accounts, interval_s)
+    site = Site(source, accounts, interval_s, metrics)
     return RequestGuard(Starlette(routes=site.routes()), hosts=hosts, same_user=same_user)
+
+
+def build_metrics_app(metrics: Callable[[], bytes], *, hosts: Collection[str]) -> App:
+    """Return the ASGI application of ``/metrics`` alone, without a sign-in. It must listen on loopback only.
+
+    Args:
+        metrics: returns numbers in the format of Prometheus.
+        hosts: accepted values of the header ``Host``.
+    """
+
+    async def send(request: Request) -> Response:
+        return Response(await asyncio.to_thread(metrics), media_type=METRICS_TYPE)
+
+    return RequestGuard(Starlette(routes=[Route("/metrics", send)]), hosts=hosts)

@@ -63,6 +63,7 @@ class HistoryFile:
         points: one point per round, ascending.
         failures: newest failures, the newest last.
         num_failures: number of all failures.
+        bytes_up: bytes from the clients in all rounds; ``bytes_down``: bytes to the clients.
         lower_is_better: metrics of the user whose low values are good.
         size: bytes of all lines that were read.
     """
@@ -72,6 +73,8 @@ class HistoryFile:
     points: list[RoundPoint] = field(default_factory=list)
     failures: list[ClientFailure] = field(default_factory=list)
     num_failures: int = 0
+    bytes_up: float = 0.0
+    bytes_down: float = 0.0
     lower_is_better: tuple[str, ...] = ()
     size: int = 0
     _inode: int = 0
@@ -87,6 +90,7 @@ class HistoryFile:
                 self.points.clear()
                 self.failures.clear()
                 self.num_failures = self.size = 0
+                self.bytes_up = self.bytes_down = 0.0
                 self._inode = status.st_ino
             file.seek(self.size)
             text = file.read(MAX_READ_BYTES)
@@ -107,6 +111,8 @@ class HistoryFile:
         del self.failures[:-MAX_FAILURES]
         lower = line.get("lower_is_better")
         self.lower_is_better = tuple(map(as_text, lower)) if isinstance(lower, list) else self.lower_is_better
+        self.bytes_up += as_number(line.get("bytes_up")) or 0.0
+        self.bytes_down += as_number(line.get("bytes_down")) or 0.0
         self.points.append(RoundPoint(number=number, time=as_text(line.get("time")), values=_values(line, failures)))
 
 

@@ -40,6 +40,8 @@ class RunView:
         epsilon: privacy loss so far; None without a guarantee.
         epsilon_limit: budget of the privacy loss; None for no budget.
         num_failures: number of failures of clients so far.
+        bytes_up: bytes from the clients so far.
+        bytes_down: bytes to the clients so far.
         seconds: duration of the last round; None before the first one.
         changed: time of the last completed round, UTC, in ISO 8601; empty before the first one.
         has_report: True if the run has ``report.html``.
@@ -60,6 +62,8 @@ class RunView:
     epsilon: float | None = None
     epsilon_limit: float | None = None
     num_failures: int = 0
+    bytes_up: float = 0.0
+    bytes_down: float = 0.0
     seconds: float | None = None
     changed: str = ""
     has_report: bool = False
@@ -132,6 +136,8 @@ def view_run(history: HistoryFile, key: str, *, is_locked: bool) -> RunView:
         epsilon=last.values.get("epsilon") if last else None,
         epsilon_limit=_epsilon_limit(environment, summary),
         num_failures=history.num_failures,
+        bytes_up=history.bytes_up,
+        bytes_down=history.bytes_down,
         seconds=last.values.get("seconds") if last else None,
         changed=last.time if last else "",
         has_report=(folder / "report.html").is_file(),

@@ -1,4 +1,4 @@
-"""Sign persons in with a name and a secret, and remember them by a cookie."""
+"""Sign persons in with a token, and remember them by a cookie."""
 
 from __future__ import annotations
 
@@ -21,8 +21,16 @@ MAX_FAILED_TOTAL = 30  # failed attempts of all addresses within the window
 class Accounts(Protocol):
     """Know the persons who may read the page."""
 
-    def check(self, name: str, secret: str) -> str | None:
-        """Return the name of the person with this secret; None if the secret is wrong. Takes constant time."""
+    def check(self, token: str) -> str | None:
+        """Return the name of the person with this token; None for a wrong token. The duration says nothing about it."""
+
+    def record(self, person: str | None, address: str) -> None:
+        """Write an attempt to sign in to a log.
+
+        Args:
+            person: name of the person; None for a wrong token.
+            address: address of the sender.
+        """
 
     def is_active(self, person: str) -> bool:
         """Return whether a person who signed in earlier may still read the page."""

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from fedlearn.web import app as web_app
 from fedlearn.web import security
-from fedlearn.web.app import COOKIE, build_app
+from fedlearn.web.app import COOKIE, build_app, build_metrics_app
 from fedlearn.web.feed import Feed
 from fedlearn.web.server import LOOPBACK, PortError, listen
 from fedlearn.web.sign_in import MAX_FAILED, MAX_FAILED_TOTAL, SESSION_S, Attempts, Sessions
@@ -23,9 +23,13 @@ class People:
 
     def __init__(self):
         self.active = {"ana", "ben"}
+        self.log = []
 
-    def check(self, name, secret):
-        return name if name in self.active and secret == f"secret of {name}" else None
+    def record(self, person, address):
+        self.log.append(person)
+
+    def check(self, token):
+        return next((name for name in sorted(self.active) if token == f"secret of {name}"), None)
 
     def is_active(self, person):
         return person in self.active
@@ -45,7 +49,7 @@ def client(folder, people=None, **options):
 
 
 def sign_in(browser, name="ana", secret=None, **options):
-    form = {"name": name, "secret": f"secret of {name}" if secret is None else secret}
+    form = {"token": f"secret of {name}" if secret is None else secret}
     return browser.post("/sign-in", data=form, **options)
 
 
@@ -73,7 +77,7 @@ def test_each_response_forbids_other_code_frames_and_caches(folder, path):
     assert policy.get("script-src", "'none'") in ("'self'", "'none'")
     assert "frame-ancestors 'none'" in headers["content-security-policy"]
     assert headers["x-content-type-options"] == "nosniff"
-    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["referrer-policy"] == "same-origin"
     assert headers["cache-control"] == "no-store"
 
 
@@ -144,20 +148,20 @@ def test_a_person_without_rights_is_signed_out_at_once(folder):
     assert browser.get("/report?run=run").status_code == 401  # the session has ended
 
 
-@pytest.mark.parametrize("secret", ["", "guess", "secret of ben", HOSTILE, "x" * 10_000, "\0"])
+@pytest.mark.parametrize("secret", ["", "guess", "secret of", HOSTILE, "x" * 10_000, "\0"])
 def test_a_wrong_secret_opens_no_session_and_is_not_shown(folder, secret):
     browser = client(folder, People())
     response = sign_in(browser, secret=secret)
     assert response.headers["location"] == "/?failed"
     assert "set-cookie" not in response.headers
     page = browser.get("/?failed").text
-    assert "Name or token is wrong." in page
+    assert "The token is wrong." in page
     assert not secret or secret not in page
 
 
 def test_a_body_with_many_fields_or_another_type_opens_no_session(folder):
     browser = client(folder, People())
-    for body in (b"&".join([b"a=1"] * 1000), b"\xff" * 100, json.dumps({"name": "ana"}).encode()):
+    for body in (b"&".join([b"a=1"] * 1000), b"\xff" * 100, json.dumps({"token": "secret of ana"}).encode()):
         assert browser.post("/sign-in", content=body).headers["location"] == "/?failed"
 
 
@@ -172,6 +176,22 @@ def test_guesses_are_limited_by_address_and_in_total(folder):
         assert not attempts.is_limited(f"10.0.1.{number}")
         attempts.count(f"10.0.1.{number}")
     assert attempts.is_limited("10.0.2.1")
+
+
+def test_metrics_need_the_token_of_a_person(folder):
+    app = build_app(FolderSource(folder), hosts=[HOST], accounts=People(), metrics=lambda: b"fedlearn_x 1\n")
+    browser = TestClient(app, base_url=f"https://{HOST}")
+    for header in ("", "Bearer", "Bearer guess", "Basic secret of ana", "secret of ana"):
+        assert browser.get("/metrics", headers={"authorization": header}).status_code == 401
+    assert browser.get("/metrics", headers={"authorization": "Bearer secret of ana"}).content == b"fedlearn_x 1\n"
+    codes = [browser.get("/metrics", headers={"authorization": "Bearer guess"}).status_code for _ in range(9)]
+    assert codes[-1] == 429
+
+
+def test_metrics_on_loopback_answer_their_own_name_only():
+    app = build_metrics_app(lambda: b"fedlearn_x 1\n", hosts=[HOST])
+    assert TestClient(app, base_url=f"http://{HOST}").get("/metrics").content == b"fedlearn_x 1\n"
+    assert TestClient(app, base_url="http://evil.example").get("/metrics").status_code == 421
 
 
 def test_a_limit_ends_after_its_window_and_a_success_forgets_failures():

@@ -1,0 +1,113 @@
+"""Provide nodes and runs of a coordinator for its page and its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from fedlearn.deploy.audit_log import AuditLog
+from fedlearn.deploy.connectivity import ConnectionProblem
+from fedlearn.deploy.coordinator_side.app_bundle import PERSON_KEY
+from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient, RunState
+from fedlearn.deploy.coordinator_side.ownership import DEPLOYMENT_FILE
+from fedlearn.deploy.persons import Persons, PersonsError, read_persons
+from fedlearn.web.run_list import RunList
+from fedlearn.web.run_views import QUEUED, RunDetail, RunView
+from fedlearn.web.safe_files import as_text, read_object
+from fedlearn.web.sources import NodeView, Snapshot
+
+
+@dataclass
+class CoordinatorSource:
+    """The nodes of a federation, and the runs in the coordinator's folder of runs.
+
+    Args:
+        control: connection to the coordinator; its calls only read.
+        runs: folder of the run folders.
+        title: name of the federation on the page.
+    """
+
+    control: CoordinatorClient
+    runs: Path
+    title: str
+    list: RunList = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.list = RunList(self.runs)
+
+    def snapshot(self) -> Snapshot:
+        """Return nodes and runs. Without an answer of the coordinator the runs are those of the folder."""
+        views = [self._with_submitter(view) for view in self.list.update()]
+        nodes: list[NodeView] = []
+        problem = ""
+        try:
+            nodes = [
+                NodeView(name=node.name, state=node.state, since=node.since) for node in self.control.node_states()
+            ]
+            views = [*_queued(self.control.run_states()), *views]
+        except ConnectionProblem as error:
+            problem = f"The coordinator gives no answer: {str(error).splitlines()[0]}"
+        num_runs = self.list.num_runs + sum(view.state == QUEUED for view in views)
+        return Snapshot(title=self.title, runs=views, num_runs=num_runs, nodes=nodes, problem=problem)
+
+    def detail(self, key: str) -> RunDetail | None:
+        """Return all about a run; None for other keys."""
+        detail = self.list.detail(key)
+        return detail and replace(detail, run=self._with_submitter(detail.run))
+
+    def report(self, key: str) -> bytes:
+        """Return the report of a run; empty without a report, and for other keys."""
+        return self.list.report(key)
+
+    def _with_submitter(self, view: RunView) -> RunView:
+        root = self.list.root
+        return replace(view, submitter=as_text(read_object(root, root / view.key / DEPLOYMENT_FILE).get(PERSON_KEY)))
+
+
+def _queued(runs: Sequence[RunState]) -> list[RunView]:
+    """Return the runs that wait for their start, which have no run folder yet."""
+    waiting = [run for run in runs if run.status == "pending"]
+    parts = [run.experiment.partition(" · ") for run in waiting]
+    return [
+        RunView(key=f"{run.folder} ({run.id})", state=QUEUED, scenario=part[0], strategy=part[2], submitter=run.person)
+        for run, part in zip(waiting, parts, strict=True)
+    ]
+
+
+@dataclass
+class PersonAccounts:
+    """The persons of a coordinator, as accounts of its page. Each role may read the page.
+
+    Args:
+        path: path of ``persons.json``.
+        audit: audit log, which gets a line for each attempt to sign in.
+    """
+
+    path: Path
+    audit: AuditLog
+    persons: Persons = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.persons = Persons(self.path)
+
+    def check(self, token: str) -> str | None:
+        """Return the name of the person with this token; None for a wrong token."""
+        person = self.persons.authenticate(token.encode("utf-8", "replace"))
+        return person.name if person else None
+
+    def record(self, person: str | None, address: str) -> None:
+        """Write an attempt to sign in to the audit log."""
+        event = "web.refused" if person is None else "web.signed_in"
+        fields = {} if person is None else {"person": person}
+        with suppress(OSError):  # a full disk does not stop reading
+            self.audit.append(event, **fields, address=address)
+
+    def is_active(self, person: str) -> bool:
+        """Return whether the token of a person is still valid."""
+        try:
+            known = read_persons(self.path).get(person)
+        except PersonsError:
+            return False
+        return known is not None and not known.revoked
