@@ -9,6 +9,7 @@ import sys
 import tempfile
 import types
 
+import browser
 import layers
 import leftovers
 import pytest
@@ -38,6 +39,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_configure(config):
     config.pluginmanager.register(leftovers)
     config.pluginmanager.register(layers)
+    config.pluginmanager.register(browser)
 
 
 def pytest_unconfigure(config):

@@ -5,7 +5,6 @@ import threading
 from contextlib import suppress
 
 import pytest
-from browser import browser, page  # noqa: F401 - fixtures
 from needs import needs
 
 needs("starlette", "uvicorn")

@@ -38,7 +38,7 @@ class CoordinatorSource:
         self.list = RunList(self.runs)
 
     def snapshot(self) -> Snapshot:
-        """Return nodes and runs. Without an answer of the coordinator the runs are those of the folder."""
+        """Return nodes and runs. If the coordinator gives no answer, the snapshot has the runs of the folder only."""
         views = [self._with_submitter(view) for view in self.list.update()]
         nodes: list[NodeView] = []
         problem = ""
