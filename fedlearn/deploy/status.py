@@ -114,9 +114,9 @@ def _last_line(control: CoordinatorClient, run: RunState) -> str:
 
 def _print_tables(status: dict[str, Any]) -> None:
     out = Console(highlight=False, markup=False)
-    nodes = Table("node", "state", "since", "id", box=None, pad_edge=False)
+    nodes = Table("node", "state", "since", box=None, pad_edge=False)
     for node in status["nodes"]:
-        nodes.add_row(node["name"], node["state"], _short_time(node["since"]), str(node["id"]))
+        nodes.add_row(node["name"], node["state"], _short_time(node["since"]))
     runs = Table("run", "state", "started", "folder", "experiment", "progress", box=None, pad_edge=False)
     for run in status["runs"]:
         state = run["outcome"] or run["status"]

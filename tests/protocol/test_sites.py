@@ -1,9 +1,12 @@
 """The start of a run: which sites it waits for, when it begins, and when it cannot begin."""
 
+import ast
 import random
+from pathlib import Path
 
 import pytest
 
+import fedlearn
 from fedlearn.protocol.sites import RunSites, StartState, is_site_name
 
 ALL = ("east", "north", "south", "west")
@@ -111,6 +114,30 @@ def test_a_resumed_run_waits_for_the_sites_that_took_part():
     assert state(sites, ["north"], ["north"], settled_s=60.0).awaited == ("west",)
     assert not state(sites, ["north"], ["north"], settled_s=60.0).is_ready
     assert state(sites, ["north", "west"], ["north"], ["west"], settled_s=60.0).is_ready
+
+
+def texts_with_ids(path):
+    """Yield the lines of formatted texts and of log calls that contain Flower's id of a node."""
+    ids = {"node_id", "src_node_id", "dst_node_id", "sender"}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        parts = [value.value for value in getattr(node, "values", ()) if isinstance(value, ast.FormattedValue)]
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and ast.unparse(node.func.value) == "log"
+        ):
+            parts = node.args[1:]
+        for part in parts:
+            if isinstance(part, ast.Name | ast.Attribute) and ast.unparse(part).rpartition(".")[2] in ids:
+                yield node.lineno
+
+
+def test_no_text_of_a_deployment_has_an_id_of_flower():
+    root = Path(fedlearn.__file__).parent
+    paths = [path for part in ("protocol", "engines", "deploy") for path in (root / part).rglob("*.py")]
+    found = [(path.name, line) for path in paths for line in texts_with_ids(path)]
+    assert len(paths) > 60
+    assert [name for name, _ in found] == ["sites.py"], found  # the name of a node without a name, on a grid of a test
 
 
 def test_messages_never_show_the_id_of_a_node():

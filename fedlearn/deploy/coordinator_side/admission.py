@@ -96,7 +96,7 @@ class Admission:
             nodes = json.loads((self.state / NODES_FILE).read_text(encoding="utf-8"))
             return NodeKey(*nodes[str(node_id)])
         except (OSError, KeyError) as error:
-            raise WireError(f"node {node_id} has no key in {NODES_FILE} of this coordinator") from error
+            raise WireError(f"a connected node has no key in {NODES_FILE} of this coordinator") from error
 
     def _check_masking_key(self, node: NodeKey, member: Member) -> None:
         """Refuse the masking key of another node, because the clients of both nodes would count as one party."""

@@ -91,7 +91,7 @@ class Messenger:
         self.state.node_id = self.fleet.activate(1.5 * HEARTBEAT_INTERVAL_S)
         self.state.save_node_id()
         self.state.report(coordinator="")
-        log.info("connected to %s with id %d", self.address, self.state.node_id)
+        log.info("connected to %s", self.address)
 
     def _carry_messages(self) -> None:
         start = time.monotonic()
