@@ -68,7 +68,7 @@ def split_inputs(x: np.ndarray) -> Any:
     names = x.dtype.names
     if names is None:
         return x
-    parts = {name: np.ascontiguousarray(x[name]) for name in names}
+    parts = {name: x[name].copy() for name in names}
     return tuple(parts.values()) if names[0].isdigit() else parts
 
 
@@ -79,9 +79,19 @@ def map_inputs(function: Callable[[Any], Any], x: Any) -> Any:
     return tuple(map(function, x)) if isinstance(x, tuple) else function(x)
 
 
-def map_fields(function: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
-    """Apply a function to each input in an array, and return one array again."""
-    return join_inputs(map_inputs(function, split_inputs(x)))
+def map_fields(function: Callable[..., np.ndarray], x: np.ndarray, *others: np.ndarray) -> np.ndarray:
+    """Apply a function to each input in an array, and return one array again.
+
+    Args:
+        function: gets one input of each array, and returns an array.
+        x: array of inputs.
+        others: further arrays with the same inputs.
+    """
+    names = x.dtype.names
+    if names is None:
+        return function(x, *others)
+    parts = {name: function(*(array[name].copy() for array in (x, *others))) for name in names}
+    return join_inputs(tuple(parts.values()) if names[0].isdigit() else parts)
 
 
 def input_arrays(x: Any) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ Shapes: N examples, B batch, C outputs.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
@@ -16,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from fedlearn.core.federated_data import FederatedData
+from fedlearn.core.inputs import input_arrays
 from fedlearn.core.model_report import ModelReport, ModelWarning
 from fedlearn.core.records import Examples
 from fedlearn.core.tasks import Task
 from fedlearn.errors import DataError, FedlearnError, SettingError, require
 from fedlearn.loop.protocols import Trainer
-from fedlearn.trainers.example_check import NUM_EXAMPLES, probe_examples
+from fedlearn.trainers.example_check import NUM_EXAMPLES, finite_inputs, probe_examples
 
 INPUT_TYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
 ARGUMENTS = ("module", "loss", "output", "x", "y")  # names in errors, which are no settings of a command
@@ -71,8 +73,7 @@ def check_data(trainer: Trainer, data: FederatedData, *, num_classes: int | None
 
 def _warn_of_nan(examples: Examples, client: str) -> tuple[str, ...]:
     """Return a warning if the inputs of a client have NaN or infinity, which most models do not accept."""
-    x = np.asarray(examples.x)
-    if x.dtype.kind != "f" or np.isfinite(x).all():
+    if all(x.dtype.kind != "f" or np.isfinite(x).all() for x in input_arrays(np.asarray(examples.x))):
         return ()
     return (f"x of client {client} has NaN or infinity, so most models cannot train. Try numpy.nan_to_num(x).",)
 
@@ -119,14 +120,15 @@ def probe_rows(examples: Examples, *, synthetic: bool) -> Examples:
     if synthetic:
         return next(probe_examples(examples, synthetic=True))
     rows = np.arange(NUM_EXAMPLES) % len(examples)
-    return Examples(np.nan_to_num(np.asarray(examples.x)[rows], posinf=0, neginf=0), np.asarray(examples.y)[rows])
+    return Examples(finite_inputs(np.asarray(examples.x)[rows]), np.asarray(examples.y)[rows])
 
 
 def require_inputs(examples: Examples) -> None:
     """Require inputs of a type that every trainer accepts, and one finite target per example."""
     x, y = np.asarray(examples.x), np.asarray(examples.y)
-    types = f"an array of float32 or of whole numbers, not of {x.dtype}"
-    require(x.dtype.name in INPUT_TYPES, "x", f"an array of {x.dtype}", types, "x.astype('float32')")
+    for part in input_arrays(x):
+        types = f"an array of float32 or of whole numbers, not of {part.dtype}"
+        require(part.dtype.name in INPUT_TYPES, "x", f"an array of {part.dtype}", types, "x.astype('float32')")
     require(x.ndim >= 1, "x", "a single number", "an array with one row per example", "x[None]")
     is_number = y.dtype.kind in "fiub"
     require(is_number, "y", f"an array of {y.dtype}", "an array of numbers", "numpy.unique(y, return_inverse=True)[1]")
@@ -171,7 +173,7 @@ def refuse_structure(outputs: Any) -> SettingError:
         value, part = f"a model that returns a {type(outputs).__name__} of {len(outputs)}", "0"
     else:
         value, part = f"a model that returns {type(outputs).__name__}", ""
-    fix = f"output={part} for the trainer, or only this part at the end of the model" if part else "return outputs"
+    fix = f"output={part}, or forward=lambda module, inputs: module(inputs)[...]" if part else "return outputs"
     return SettingError("module", value, "a model that returns one array (B, C)", fix)
 
 
@@ -196,6 +198,13 @@ def select_output(outputs: Any, key: str | int) -> Any:
         names = [*keys, *getattr(outputs, "_fields", ()), *getattr(outputs, "__dataclass_fields__", ())]
         expected = f"one of {', '.join(map(str, names))}" if names else "a part of the outputs of the model"
         raise SettingError("output", key, expected, f"output={names[0]!r}" if names else "output=0") from error
+
+
+def choose_output(outputs: Any) -> Any:
+    """Return the part ``logits`` of a dict or a dataclass, or the outputs themselves if there is no such part."""
+    if isinstance(outputs, Mapping):
+        return outputs.get("logits", outputs)
+    return getattr(outputs, "logits", outputs)
 
 
 def require_outputs(
@@ -288,6 +297,13 @@ def refuse_failing_loss(loss: Any, outputs: str, targets: str, error: Exception)
     expected = "a function of outputs (B, C) and targets (B,) that returns one value per example"
     fix = "loss=None for the loss of the task, or outputs[:, 0] and y.float() in the loss"
     return SettingError("loss", value, expected, fix)
+
+
+def takes(function: Any) -> str:
+    """Return the names of the arguments of a model, for an error about several inputs."""
+    call = function[1] if isinstance(function, tuple) else function
+    names = [name for name in inspect.signature(call).parameters if name not in ("args", "kwargs", "train", "key")]
+    return f"the names {', '.join(names[:8])}" if names else "one array"
 
 
 def name_of(function: Any) -> str:

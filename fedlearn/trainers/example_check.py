@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedlearn.core.arrays import holds_whole_numbers
+from fedlearn.core.inputs import input_arrays, map_fields
 from fedlearn.core.records import Examples
 from fedlearn.errors import SettingError
 
@@ -52,17 +53,30 @@ def probe_examples(examples: Examples, *, synthetic: bool, seed: int = 1) -> Ite
     rng = np.random.default_rng(seed)
     x_N, y_N = np.asarray(examples.x), np.asarray(examples.y)
     rows = rng.choice(len(examples), NUM_EXAMPLES, replace=len(examples) < NUM_EXAMPLES)
-    x, y = np.nan_to_num(x_N[rows], posinf=0, neginf=0), y_N[rows]
-    are_codes = holds_whole_numbers(x)
+    x, y = finite_inputs(x_N[rows]), y_N[rows]
     if synthetic:
-        x = _in_range(x_N, rng, are_codes=are_codes)
+        x = map_fields(lambda part, part_N: _in_range(part_N, rng, are_codes=holds_whole_numbers(part)), x, x_N)
     yield Examples(x, y)
-    scale = LARGE * max(1.0, float(np.abs(x).mean())) if not are_codes else 0.0
-    other = rng.normal(0, scale, x.shape).astype(x.dtype) if scale else _in_range(x_N, rng, are_codes=True)
+    other = map_fields(lambda part, part_N: _other_values(part, part_N, rng), x, x_N)
     # equal labels, because a loss can count the labels of a batch
     yield Examples(other, np.repeat(y[:1], NUM_EXAMPLES, axis=0))
-    if x.ndim > 1 and x.shape[1] > 2:
-        yield Examples(np.ascontiguousarray(x[:, : x.shape[1] - 1]), y)  # refused by most models without sequences
+    parts = [part for part in input_arrays(x) if part.ndim > 1]
+    lengths = {part.shape[1] for part in parts}
+    if len(lengths) == 1 and max(lengths) > 2:
+        cut = map_fields(lambda part: np.ascontiguousarray(part[:, :-1]) if part.ndim > 1 else part, x)
+        yield Examples(cut, y)  # refused by most models without sequences
+
+
+def finite_inputs(x: np.ndarray) -> np.ndarray:
+    """Return inputs with zeros in place of NaN and infinity."""
+    return map_fields(lambda part: np.nan_to_num(part, posinf=0, neginf=0), x)
+
+
+def _other_values(x: np.ndarray, x_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return large random inputs, or other codes in the range of the client's data."""
+    if holds_whole_numbers(x):
+        return _in_range(x_N, rng, are_codes=True)
+    return rng.normal(0, LARGE * max(1.0, float(np.abs(x).mean())), x.shape).astype(x.dtype)
 
 
 def _in_range(x_N: np.ndarray, rng: np.random.Generator, *, are_codes: bool) -> np.ndarray:

@@ -87,7 +87,7 @@ REFUSED = {  # module -> part of the value, and the repair
     "(B,)": (of(lambda x: nn.Dense(1)(x)[:, 0]), "shape (5,)", "outputs[:, None]"),
     "two outputs": (lambda: nn.Dense(2), "2 outputs", "nn.Dense(1) as the last layer, or task='multiclass'"),
     "tuple": (of(lambda x: (nn.Dense(1)(x), x)), "tuple of 2", "output=0"),
-    "dict": (of(lambda x: {"logits": nn.Dense(1)(x)}), "keys logits", "output='logits'"),
+    "dict": (of(lambda x: {"out": nn.Dense(1)(x)}), "keys out", "output='out'"),
     "sequence": (of(lambda x: nn.Dense(1)(x[..., None])), "shape (5, 6, 1)", "outputs[:, -1]"),
     "scalar": (of(lambda x: nn.Dense(1)(x).mean()), "shape ()", "first axis of x"),
     "NaN": (of(lambda x: nn.Dense(1)(x) / jnp.zeros(()) * 0), "NaN or infinite", "smaller initial weights"),
@@ -170,7 +170,7 @@ def test_every_other_module_trains(name, num_clients, private):
 def test_output_selects_a_part_of_the_result(build, output):
     plain = train(of(lambda x: nn.Dense(1)(x)))
     assert np.array_equal(train(build, output=output), plain)
-    assert "one of logits" in refusal(lambda: train(REFUSED["dict"][0], output="logit")).expected
+    assert "one of out" in refusal(lambda: train(REFUSED["dict"][0], output="logit")).expected
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ REFUSED = {  # module -> part of the value, and the repair
     "two outputs": (lambda: nn.Linear(6, 2), "2 outputs", "nn.Linear(6, 1) as the last layer, or task='multiclass'"),
     "no output": (lambda: nn.Linear(6, 0), "0 outputs", "nn.Linear(6, 1) as the last layer"),
     "tuple": (lambda: Apply(lambda o, x: (o, x)), "tuple of 2", "output=0"),
-    "dict": (lambda: Apply(lambda o, x: {"h": x, "logits": o}), "keys h, logits", "output='logits'"),
+    "dict": (lambda: Apply(lambda o, x: {"h": x, "out": o}), "keys h, out", "output='out'"),
     "nothing": (lambda: Apply(lambda o, x: None), "NoneType", "return outputs"),
     "array": (lambda: Apply(lambda o, x: o.detach().numpy()), "ndarray", "return outputs"),
     "tuple in training": (lambda: SplitModes(None), "tuple of 2", "output=0"),
@@ -212,6 +212,7 @@ def test_every_other_module_trains_and_repeats_its_result(name, num_clients, pri
     [
         (lambda: Apply(lambda o, x: (x, o)), {"output": 1}),
         (lambda: Apply(lambda o, x: {"logits": o}), {"output": "logits"}),
+        (lambda: Apply(lambda o, x: {"logits": o}), {}),
         (lambda: nn.Sequential(Apply(lambda o, x: o[:, 0]), nn.Unflatten(0, (-1, 1))), {}),
         (lambda: nn.Sequential(nn.LazyLinear(8), nn.Tanh(), nn.LazyLinear(1)), {"input_shape": (6,)}),
         (lambda: torch.jit.script(nn.Linear(6, 1)), {}),
@@ -273,7 +274,7 @@ def test_the_number_of_outputs_covers_the_classes():
     [
         (lambda: nn.Sequential(nn.Linear(6, 1), nn.Sigmoid()), "module returns probabilities"),
         (lambda: Apply(lambda o, x: torch.sigmoid(o)), "module returns probabilities"),
-        (Unused, "no gradient, so they do not train: extra.weight, extra.bias"),
+        (Unused, "no gradient, so they do not train: extra.bias, extra.weight"),
         (lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)), "batch with one example"),
     ],
 )
@@ -286,13 +287,15 @@ def test_probable_mistakes_are_warnings(build, text):
 def test_other_types_of_parameters_become_float32_with_a_warning():
     module = nn.Sequential(nn.Linear(6, 1)).double()
     with pytest.warns(ModelWarning, match="parameters in float64; the trainer changes them to float32"):
-        TorchTrainer(module, task="binary")
-    assert {p.dtype for p in module.parameters()} == {torch.float32}
+        trainer = TorchTrainer(module, task="binary")
+    assert {p.dtype for p in trainer.module.parameters()} == {torch.float32}
+    assert {p.dtype for p in module.parameters()} == {torch.float64}  # the module of the user does not change
 
 
 def test_the_check_leaves_module_and_generators_as_they_are():
     module = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1)).eval()
     trainer = TorchTrainer(module, task="binary")
+    module = trainer.module
     state = torch.random.get_rng_state()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     trainer.check_model(EXAMPLES)

@@ -36,6 +36,7 @@ from fedlearn.trainers.contract import (
     require_outputs,
     require_parameters,
     require_targets,
+    takes,
     warn_of_probabilities,
     warn_of_unused,
     within_classes,
@@ -96,7 +97,7 @@ def initial_shapes(network: Network, form: Any) -> Any:
     except FedlearnError:
         raise
     except Exception as error:
-        raise _explain(error, form, form) from error
+        raise _explain(error, network.module, form, form) from error
     unknown = ", ".join(sorted(set(shapes) - {PARAMS, BATCH_STATS}))
     expected = f"no state other than params and {BATCH_STATS}, because updates do not include it"
     require(not unknown, "module", f"a model with the state {unknown}", expected, "a model without this state")
@@ -189,7 +190,7 @@ class ModuleCheck:
         except FedlearnError:
             raise
         except Exception as error:
-            raise _explain(error, x_B, self.form) from error
+            raise _explain(error, self.module, x_B, self.form) from error
         if not hasattr(outputs, "shape"):
             raise refuse_structure(outputs)
         require_outputs(
@@ -277,19 +278,21 @@ def _inputs(examples: Examples) -> Any:
     return map_inputs(jnp.asarray, split_inputs(examples.x))
 
 
-def _explain(error: Exception, x_B: Any, form: Any) -> SettingError:
+def _explain(error: Exception, module: Any, x_B: Any, form: Any) -> SettingError:
     """Return the error for a model that fails, with a repair of common mistakes."""
     value = f"a model that fails on inputs {describe_inputs(x_B)} ({cause_of(error)})"
-    return SettingError("module", value, f"a model that accepts x of {describe_inputs(x_B)}", _repair(error, x_B, form))
+    return SettingError(
+        "module", value, f"a model that accepts x of {describe_inputs(x_B)}", _repair(error, module, x_B, form)
+    )
 
 
-def _repair(error: Exception, x_B: Any, form: Any) -> str:
+def _repair(error: Exception, module: Any, x_B: Any, form: Any) -> str:
     text = str(error)
     shape, expected = (jax.tree.map(lambda part: tuple(part.shape[1:]), tree) for tree in (x_B, form))
     if form is not None and shape != expected:
         return f"input_shape={shape}"
     if not isinstance(x_B, jax.Array | jax.ShapeDtypeStruct) and isinstance(error, TypeError):
-        return "forward=lambda module, inputs: module(...), which takes the inputs apart"
+        return f"x with {takes(module)}, or forward=lambda module, inputs: module(...)"
     if isinstance(error, jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError):
         return "jnp.where in place of if, and jax.numpy in place of NumPy, float() and item()"
     if "immutable" in text:

@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from fedlearn.core.layout import Layout
 from fedlearn.core.records import Array
 from fedlearn.errors import FedlearnError
-from fedlearn.trainers.contract import select_output
+from fedlearn.trainers.contract import choose_output, select_output
 from fedlearn.trainers.jax.contract import initial_shapes, input_form, require_types
 from fedlearn.trainers.jax.leaves import (
     BATCH_STATS,
@@ -96,7 +96,9 @@ class FlatModel:
 
     def select(self, outputs: Any) -> Any:
         """Return the part of the result of the model that holds the outputs."""
-        return outputs if self._output is None else select_output(outputs, self._output)
+        if isinstance(outputs, jax.Array):
+            return outputs
+        return choose_output(outputs) if self._output is None else select_output(outputs, self._output)
 
     def outputs(self, params_D: jax.Array, x: Any) -> jax.Array:
         """Return the outputs in evaluation mode for these parameters and buffers."""

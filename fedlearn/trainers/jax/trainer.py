@@ -86,7 +86,7 @@ class JaxTrainer:
         device: device of JAX, for example ``cpu`` (default), ``cuda:0`` or ``tpu``.
         loss: ``(outputs_BC, y_B) -> loss_B``; default the loss of the task.
         output: key, position or attribute of the outputs, for a module that returns a dict, a tuple or a dataclass.
-            None for a module that returns an array.
+            None selects ``logits``, unless the module returns an array.
         batching: ``map`` trains one client after another inside the program. ``vmap`` trains all clients together.
             ``auto`` (default) selects ``map`` on a CPU, whose cache can hold one model, and ``vmap`` elsewhere.
 

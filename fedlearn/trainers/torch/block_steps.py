@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedlearn.core.inputs import map_inputs
 from fedlearn.core.records import ClientWork
 from fedlearn.trainers.batching import shared_base_array
 from fedlearn.trainers.torch.flat_model import FlatModel
 from fedlearn.trainers.torch.job import Job
+from fedlearn.trainers.torch.network import divide, with_axis
 from fedlearn.trainers.torch.noise import GridNoise
 from fedlearn.trainers.torch.optimizers import clip_rows, optimizer_step
 from fedlearn.trainers.torch.rule_losses import Losses, RuleInputs, TrainingLosses
@@ -35,7 +37,7 @@ class BlockSteps:
 
     def __init__(self, model: FlatModel, losses: TrainingLosses) -> None:
         self.model, self.losses = model, losses
-        self._resident: tuple[np.ndarray, torch.Tensor] | None = None
+        self._resident: tuple[np.ndarray, Any] | None = None
 
     def fit(self, job: Job) -> tuple[torch.Tensor, np.ndarray]:
         """Train all clients together, in groups that fit the processor cache.
@@ -131,12 +133,12 @@ class BlockSteps:
         return gradients
 
     def _clipped_sum(
-        self, clip: float, params_D: torch.Tensor, x_B: torch.Tensor, y_B: torch.Tensor, real_B: torch.Tensor
+        self, clip: float, params_D: torch.Tensor, x_B: Any, y_B: torch.Tensor, real_B: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the sum of the clipped gradients of the real examples of a batch, and the sum of their losses."""
 
-        def loss_of(params_D: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            return self.losses.loss(self.model.apply(params_D, x[None]), y[None])[0]
+        def loss_of(params_D: torch.Tensor, x: Any, y: torch.Tensor) -> torch.Tensor:
+            return self.losses.loss(self.model.apply(params_D, with_axis(x)), y[None])[0]
 
         per_example = torch.func.vmap(torch.func.grad_and_value(loss_of), in_dims=(None, 0, 0))
         gradient_BD, loss_B = per_example(params_D, x_B, y_B)
@@ -147,14 +149,14 @@ class BlockSteps:
         return factor_B @ finite_BD, torch.where(counts_B, loss_B, 0.0).detach().sum()
 
     def _mean_loss(
-        self, losses: Losses, params_D: torch.Tensor, x_B: torch.Tensor, y_B: torch.Tensor, real_B: torch.Tensor
+        self, losses: Losses, params_D: torch.Tensor, x_B: Any, y_B: torch.Tensor, real_B: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and sum of the loss over the real examples of a batch."""
         loss_B = torch.where(real_B, losses(partial(self.model.apply, params_D), x_B, y_B), 0.0)
         return loss_B.sum() / real_B.sum().clamp(min=1), loss_B.detach().sum()
 
-    def _inputs(self, arrays: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the inputs of K clients in one tensor, and the first row of each client, ``(K, 1)``.
+    def _inputs(self, arrays: Sequence[np.ndarray]) -> tuple[Any, torch.Tensor]:
+        """Return the inputs of K clients together, and the first row of each client, ``(K, 1)``.
 
         Slices of one array stay on the device between rounds. Other inputs are concatenated in each round.
         """
@@ -162,16 +164,20 @@ class BlockSteps:
         if whole is None:
             return self._concatenate(arrays)
         if self._resident is None or self._resident[0] is not whole:
-            self._resident = whole, self.model.to_device(whole)
+            self._resident = whole, self.model.inputs(whole)
         return self._resident[1], torch.from_numpy(starts_K).to(self.model.device)[:, None]
 
-    def _concatenate(self, arrays: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _concatenate(self, arrays: Sequence[np.ndarray]) -> tuple[Any, torch.Tensor]:
         starts_K = np.cumsum([0, *map(len, arrays[:-1])])
-        return self.model.to_device(np.concatenate(arrays)), torch.from_numpy(starts_K).to(self.model.device)[:, None]
+        return self.model.inputs(np.concatenate(arrays)), torch.from_numpy(starts_K).to(self.model.device)[:, None]
 
 
-def _rows(array: torch.Tensor, rows_KB: torch.Tensor, real_KB: torch.Tensor) -> torch.Tensor:
-    """Return rows of an array, and zeros for rows that are not real: their index can be a row of another client."""
+def _rows(arrays: Any, rows_KB: torch.Tensor, real_KB: torch.Tensor) -> Any:
+    """Return rows of arrays, and zeros for rows that are not real: their index can be a row of another client."""
+    return map_inputs(lambda array: _rows_of(array, rows_KB, real_KB), arrays)
+
+
+def _rows_of(array: torch.Tensor, rows_KB: torch.Tensor, real_KB: torch.Tensor) -> torch.Tensor:
     rows = array.index_select(0, rows_KB.clamp(min=0).view(-1)).view(*rows_KB.shape, *array.shape[1:])
     if real_KB.all():
         return rows
@@ -182,13 +188,13 @@ def _split_gradients(
     gradients: Callable[..., tuple[torch.Tensor, torch.Tensor]],
     size: int,
     params_KD: torch.Tensor,
-    x_KB: torch.Tensor,
+    x_KB: Any,
     y_KB: torch.Tensor,
     real_KB: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return gradients of mean losses and total losses, with at most ``size`` examples of each client per pass."""
     count_K1, sum_KD, total_K = real_KB.sum(dim=1, keepdim=True).clamp(min=1), None, None
-    parts = zip(x_KB.split(size, dim=1), y_KB.split(size, dim=1), real_KB.split(size, dim=1), strict=True)
+    parts = zip(divide(x_KB, size, 1), y_KB.split(size, dim=1), real_KB.split(size, dim=1), strict=True)
     for x_KM, y_KM, real_KM in parts:
         gradient_KD, loss_K = gradients(params_KD, x_KM, y_KM, real_KM)
         weighted_KD = gradient_KD * (real_KM.sum(dim=1, keepdim=True) / count_K1)

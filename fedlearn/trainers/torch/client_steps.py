@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import count
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +22,13 @@ from fedlearn.trainers.example_keys import example_keys
 from fedlearn.trainers.torch.dp_sgd import ClippedGradient
 from fedlearn.trainers.torch.flat_model import FlatModel
 from fedlearn.trainers.torch.job import Job
+from fedlearn.trainers.torch.network import divide, take
 from fedlearn.trainers.torch.noise import GridNoise
 from fedlearn.trainers.torch.optimizers import Gradients, KeptState, clip_gradients, optimizer_step
 from fedlearn.trainers.torch.rule_losses import Losses, TrainingLosses
 
 # (x_B, y_B, rows_B) -> gradients, loss_B
-GradientOf = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[Gradients, torch.Tensor]]
+GradientOf = Callable[[Any, torch.Tensor, torch.Tensor], tuple[Gradients, torch.Tensor]]
 ClippedGradients = Callable[..., ClippedGradient]  # (clip=...) -> gradient of DP-SGD
 
 STEP_BITS = 40  # each local step has 2^40 numbers of the stream of an example
@@ -66,11 +68,11 @@ class ClientSteps:
         flat, kept = self._kept_state(job.rule, work)
         step, max_norm = optimizer_step(self.model.leaves, job.local, kept), job.local.max_grad_norm
         gradient_of = self._client_gradient(job, k)
-        x, y = self.model.to_device(work.examples.x), self.model.to_device(work.examples.y)
+        x, y = self.model.inputs(work.examples.x), self.model.to_device(work.examples.y)
         total = torch.zeros((), device=self.model.device)
         for rows_B, rate in zip(job.plan_KSB[k, : job.steps_K[k]], job.rates(k), strict=False):
             batch = torch.from_numpy(rows_B[rows_B >= 0]).to(self.model.device)
-            gradients, loss_B = gradient_of(x.index_select(0, batch), y.index_select(0, batch), batch)
+            gradients, loss_B = gradient_of(take(x, batch), y.index_select(0, batch), batch)
             total += loss_B.sum()
             if max_norm is not None:
                 gradients = clip_gradients(max_norm, gradients)
@@ -102,7 +104,7 @@ class ClientSteps:
         return partial(self._gradient, losses=losses) if size is None else partial(self._split_gradient, losses, size)
 
     def _gradient(
-        self, x_B: torch.Tensor, y_B: torch.Tensor, rows_B: torch.Tensor, *, losses: Losses
+        self, x_B: Any, y_B: torch.Tensor, rows_B: torch.Tensor, *, losses: Losses
     ) -> tuple[Gradients, torch.Tensor]:
         """Return the gradient of the mean loss, and the loss of each example."""
         loss_B = losses(self.model.module, x_B, y_B)
@@ -110,13 +112,13 @@ class ClientSteps:
         return torch.autograd.grad(loss_B, self.model.leaves, mean_B, materialize_grads=True), loss_B.detach()
 
     def _split_gradient(
-        self, losses: Losses, size: int, x_B: torch.Tensor, y_B: torch.Tensor, rows_B: torch.Tensor
+        self, losses: Losses, size: int, x_B: Any, y_B: torch.Tensor, rows_B: torch.Tensor
     ) -> tuple[Gradients, torch.Tensor]:
         """Return the gradient of the mean loss, with at most ``size`` examples per forward pass."""
         sums, parts = None, []
-        for x_M, y_M, rows_M in zip(x_B.split(size), y_B.split(size), rows_B.split(size), strict=True):
+        for x_M, y_M, rows_M in zip(divide(x_B, size), y_B.split(size), rows_B.split(size), strict=True):
             gradients, loss_M = self._gradient(x_M, y_M, rows_M, losses=losses)
-            weighted = torch._foreach_mul(gradients, len(x_M) / len(x_B))
+            weighted = torch._foreach_mul(gradients, len(y_M) / len(y_B))
             sums = weighted if sums is None else torch._foreach_add(sums, weighted)
             parts.append(loss_M)
         assert sums is not None
@@ -133,7 +135,7 @@ class ClientSteps:
         noisy_D = torch.empty_like(self.model.flat_D, dtype=noise.dtype if noise else torch.float32)
         parts = self.model.split(noisy_D)
 
-        def gradient_of(x_B: torch.Tensor, y_B: torch.Tensor, rows_B: torch.Tensor) -> tuple[Gradients, torch.Tensor]:
+        def gradient_of(x_B: Any, y_B: torch.Tensor, rows_B: torch.Tensor) -> tuple[Gradients, torch.Tensor]:
             keys_B = None if keys_N is None else keys_N[rows_B]
             sums, loss_B = clipped(x_B, y_B, keys_B=keys_B, start=next(steps) << STEP_BITS)
             if noise is None:

@@ -1,11 +1,14 @@
-"""Undocumented names of PyTorch that fedlearn uses: tensors inside ``torch.func.vmap``.
+"""Undocumented names of PyTorch that fedlearn uses: tensors inside ``torch.func.vmap``, and compiled modules.
 
 Shapes: B batch.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import nn
 from torch._C import _functorch
 
 
@@ -30,3 +33,17 @@ def with_batch_axis(tensor: torch.Tensor, like: torch.Tensor, size: int) -> torc
     level = _functorch.maybe_get_level(like)
     batched: torch.Tensor = _functorch._add_batch_dim(tensor.expand(size, *tensor.shape), 0, level)
     return batched
+
+
+def without_compiler(module: nn.Module) -> nn.Module:
+    """Return a module without ``torch.compile`` and ``DataParallel``, also in its parts. Their names have no prefix."""
+    plain: Any = module
+    while isinstance(plain, nn.DataParallel) or hasattr(plain, "_orig_mod"):
+        plain = plain.module if isinstance(plain, nn.DataParallel) else plain._orig_mod
+    plain._compiled_call_impl = None  # of ``module.compile()``
+    for name, part in plain.named_children():
+        inner = without_compiler(part)
+        if inner is not part:
+            setattr(plain, name, inner)
+    result: nn.Module = plain
+    return result

@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
+from fedlearn.core.inputs import describe_inputs, input_arrays, map_inputs, split_inputs
 from fedlearn.core.model_report import ModelReport, ModelWarning
 from fedlearn.core.records import Examples
 from fedlearn.core.tasks import Task
@@ -38,11 +40,13 @@ from fedlearn.trainers.contract import (
     require_outputs,
     require_parameters,
     require_targets,
-    select_output,
+    takes,
     warn_of_probabilities,
     warn_of_unused,
     within_classes,
 )
+from fedlearn.trainers.torch.compat import without_compiler
+from fedlearn.trainers.torch.network import Forward, Network, copy_of, first_of, rows_of, without_prefix
 from fedlearn.trainers.torch.random import restored_generators
 
 LARGE = 30.0  # factor of large inputs, for which logits leave [0, 1]
@@ -54,45 +58,44 @@ REMEDIES = Remedies(
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (outputs_BC, y_B) -> loss_B
 
 
-def prepare_module(module: Any, *, input_shape: tuple[int, ...] | None, output: str | int | None) -> nn.Module:
-    """Return a module that a trainer accepts, in float32 and with the shapes of all parameters.
+def prepare_module(
+    module: Any, *, input_shape: tuple[int, ...] | None, forward: Forward | None, output: str | int | None
+) -> Network:
+    """Return a network that a trainer accepts, in float32 and with the shapes of all parameters.
 
-    ``torch.compile`` and ``DataParallel`` are removed, because a trainer runs the module in its own way. Lazy layers
-    get their shapes from one pass of zeros.
+    The module of the user does not change. ``torch.compile`` and ``DataParallel`` are removed, because a trainer runs
+    the module in its own way. Lazy layers get their shapes from one pass of zeros.
 
     Args:
         module: module of a user.
         input_shape: shape of one example, for lazy layers; None if it is not known.
-        output: part of the result that holds the outputs; None if the module returns an array.
+        forward: runs the module, see `Network`.
+        output: part of the result that holds the outputs, see `Network`.
 
     Raises:
         SettingError: The argument is no module, or has parameters of an unknown shape or of a wrong type.
     """
     if isinstance(module, type):
         raise SettingError("module", f"the class {module.__name__}", "an object", f"{module.__name__}()")
-    while isinstance(module, nn.DataParallel) or hasattr(module, "_orig_mod"):
-        module = module.module if isinstance(module, nn.DataParallel) else module._orig_mod
-    expected = "a torch.nn.Module"
-    require(isinstance(module, nn.Module), "module", f"a {type(module).__name__}", expected, "nn.Linear(6, 1)")
+    kind = f"{type(module).__module__}.{type(module).__qualname__}"
+    fix = "JaxTrainer(module)" if kind.partition(".")[0] in ("flax", "equinox") else "nn.Linear(6, 1)"
+    require(isinstance(module, nn.Module), "module", f"a {kind}", "a torch.nn.Module", fix)
+    require(forward is None or callable(forward), "forward", forward, "a function (module, inputs)", "forward=None")
+    module = without_compiler(_copy_of_module(module))
     _materialise(module, input_shape)
     _require_float32(module)
-    if output is not None:
-        is_python = not isinstance(module, torch.jit.ScriptModule)
-        require(
-            is_python, "module", "a scripted module", "a module of Python code with output=", "torch.jit.script later"
-        )
-        module.register_forward_hook(_Select(output))
-    return module
+    return Network(module, forward, output)
 
 
-@dataclass(frozen=True)
-class _Select:
-    """Replace the result of a module by one of its parts. A second hook of the same kind changes nothing."""
+def _copy_of_module(module: nn.Module) -> nn.Module:
+    """Return a copy, so that training changes no module of the user. Two trainers of one module do not share weights.
 
-    key: str | int
-
-    def __call__(self, module: nn.Module, inputs: Any, outputs: Any) -> Any:
-        return outputs if isinstance(outputs, torch.Tensor) else select_output(outputs, self.key)
+    Some modules cannot be copied, e.g. with ``torch.nn.utils.weight_norm``. Training changes such a module itself.
+    """
+    try:
+        return deepcopy(module)
+    except Exception:  # a module may contain any object
+        return module
 
 
 def _materialise(module: nn.Module, input_shape: tuple[int, ...] | None) -> None:
@@ -146,7 +149,7 @@ class ModuleCheck:
     """Run a module and its loss on a few examples of a client.
 
     Args:
-        module: the module.
+        module: the network.
         task: the task.
         loss: ``(outputs_BC, y_B) -> loss_B``.
         has_custom_loss: whether the loss is not the loss of the task.
@@ -182,7 +185,7 @@ class ModuleCheck:
         fix = "module.requires_grad_(True)" if self.frozen else "a model with a layer, such as nn.Linear"
         require_parameters(len(self.leaves), self.frozen, fix=fix)
         few = probe_rows(examples, synthetic=synthetic)
-        x = torch.as_tensor(np.array(few.x), device=self.device)
+        x = map_inputs(lambda part: torch.as_tensor(np.array(part), device=self.device), split_inputs(few.x))
         with self._restored():
             self.module.eval()
             outputs_NC = self._outputs(x, "eval")
@@ -203,13 +206,14 @@ class ModuleCheck:
             warnings=(*self._warnings, *warn_of_unused(unused)),
         )
 
-    def _outputs(self, x_B: torch.Tensor, mode: str) -> torch.Tensor:
+    def _outputs(self, x_B: Any, mode: str) -> torch.Tensor:
         """Return outputs ``(B, C)``, after checks of their structure, shape and type."""
-        given = x_B.clone()
+        given = copy_of(x_B)
         outputs = run_module(self.module, given)
         if not isinstance(outputs, torch.Tensor):
             raise refuse_structure(outputs)
-        same = torch.equal(torch.nan_to_num(given), torch.nan_to_num(x_B))
+        pairs = zip(input_arrays(given), input_arrays(x_B), strict=True)
+        same = all(torch.equal(torch.nan_to_num(new), torch.nan_to_num(old)) for new, old in pairs)
         fix = "x = x.clone() as the first line of forward"
         require(same, "module", "a model that changes its inputs in place", "a model that leaves x unchanged", fix)
         if outputs.layout is not torch.strided:
@@ -217,7 +221,7 @@ class ModuleCheck:
         require_outputs(
             outputs.shape,
             _type(outputs),
-            num_examples=len(x_B),
+            num_examples=len(first_of(x_B)),
             task=self.task,
             has_custom_loss=self.has_custom_loss,
             remedies=self._remedies(outputs),
@@ -232,7 +236,7 @@ class ModuleCheck:
             return Remedies(head=head, as_column=REMEDIES.as_column, as_float=REMEDIES.as_float)
         return REMEDIES
 
-    def _check_gradients(self, x_B: torch.Tensor, y_B: torch.Tensor) -> tuple[str, ...]:
+    def _check_gradients(self, x_B: Any, y_B: torch.Tensor) -> tuple[str, ...]:
         """Return the names of the parameters that get no gradient in training."""
         with torch.enable_grad():
             outputs_BC = self._outputs(x_B, "train")
@@ -268,15 +272,17 @@ class ModuleCheck:
         require_loss(self.loss, shape, num_examples=len(y_B), finite=finite, kind=kind)
         return loss_B
 
-    def _check_one_example(self, x_B: torch.Tensor) -> None:
+    def _check_one_example(self, x_B: Any) -> None:
         """Warn about a module that fails on a batch of one example, such as a batch norm."""
         try:
             with torch.no_grad():
-                self.module(x_B[:1].clone())
+                self.module(copy_of(rows_of(x_B, slice(0, 1))))
         except Exception as error:
             self.needs_two_examples = True
             norms = [
-                f"{name} ({type(p).__name__})" for name, p in self.module.named_modules() if isinstance(p, _BatchNorm)
+                f"{without_prefix(name)} ({type(p).__name__})"
+                for name, p in self.module.named_modules()
+                if isinstance(p, _BatchNorm)
             ]
             layer = f", because of {norms[0]}" if norms else ""
             self._warnings.append(
@@ -284,18 +290,18 @@ class ModuleCheck:
                 "one example cannot train. Try group norm, or another local.batch_size."
             )
 
-    def _range(self, x_B: torch.Tensor, outputs_BC: torch.Tensor) -> np.ndarray:
+    def _range(self, x_B: Any, outputs_BC: torch.Tensor) -> np.ndarray:
         """Return outputs for the examples and for large inputs."""
-        if not x_B.is_floating_point():
+        if not all(part.is_floating_point() for part in input_arrays(x_B)):
             return _array(outputs_BC)
         try:
             with torch.no_grad():
-                large_BC = self.module(LARGE * x_B)
+                large_BC = self.module(map_inputs(lambda part: LARGE * part, x_B))
         except Exception:  # large inputs can be no valid codes
             return _array(outputs_BC)
         return np.concatenate([_array(outputs_BC), _array(large_BC)])
 
-    def _last_layer(self, x_B: torch.Tensor) -> str:
+    def _last_layer(self, x_B: Any) -> str:
         """Return the class of the module that returned the outputs; empty if no module did."""
         results: list[tuple[int, str]] = []
 
@@ -308,7 +314,7 @@ class ModuleCheck:
         parts = [part for part in self.module.modules() if not isinstance(part, torch.jit.ScriptModule)]
         parts = [part for part in parts if not list(part.children())]
         with _hooks(part.register_forward_hook(record) for part in parts), torch.no_grad():
-            outputs = self.module(x_B.clone())
+            outputs = self.module(copy_of(x_B))
         return next((name for number, name in reversed(results) if number == id(outputs)), "")
 
     @contextmanager
@@ -342,7 +348,7 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
     return np.asarray(tensor.detach().float().cpu().numpy())
 
 
-def run_module(module: nn.Module, x_B: torch.Tensor) -> Any:
+def run_module(module: nn.Module, x_B: Any) -> Any:
     """Return the result of a module.
 
     Raises:
@@ -369,22 +375,30 @@ def run_module(module: nn.Module, x_B: torch.Tensor) -> Any:
         raise
     except Exception as error:
         name, part, inputs = active[-1] if active else ("", module, x_B)
-        raise _explain(name, part, inputs if isinstance(inputs, torch.Tensor) else x_B, x_B, error) from error
+        part = part.inner if isinstance(part, Network) else part
+        inputs = inputs if isinstance(inputs, torch.Tensor) else x_B
+        raise _explain(without_prefix(name), part, inputs, x_B, error) from error
 
 
-def _explain(name: str, part: nn.Module, inputs: torch.Tensor, x_B: torch.Tensor, error: Exception) -> SettingError:
+def _explain(name: str, part: nn.Module, inputs: Any, x_B: Any, error: Exception) -> SettingError:
     """Return the error for a layer that fails, with a repair of common mistakes."""
     layer = f"{name} ({type(part).__name__})" if name else type(part).__name__
-    value = f"a model whose layer {layer} fails on inputs {tuple(inputs.shape)} of {_type(inputs)} ({cause_of(error)})"
-    expected = f"layers that accept x of shape {tuple(x_B.shape)} and type {_type(x_B)}"
+    value = f"a model whose layer {layer} fails on inputs {describe_inputs(inputs)} ({cause_of(error)})"
+    expected = f"layers that accept x of {describe_inputs(x_B)}"
     return SettingError("module", value, expected, _repair(name, part, inputs, x_B))
 
 
-def _repair(name: str, part: nn.Module, inputs: torch.Tensor, x_B: torch.Tensor) -> str:
+def _repair(name: str, part: nn.Module, inputs: Any, x_B: Any) -> str:
+    if not isinstance(inputs, torch.Tensor):
+        return f"x with {takes(part.forward)}, or forward=lambda module, inputs: module(...)"
     width = inputs.shape[-1] if inputs.ndim else 0
     if isinstance(part, nn.Embedding | nn.EmbeddingBag) and inputs.is_floating_point():
         return "x = x.long() as the first line of forward"
-    if not inputs.is_floating_point() and x_B is not None and not isinstance(part, nn.Embedding | nn.EmbeddingBag):
+    if (
+        not inputs.is_floating_point()
+        and isinstance(x_B, torch.Tensor)
+        and not isinstance(part, nn.Embedding | nn.EmbeddingBag)
+    ):
         return "x.astype('float32') for the data, or x = x.float() as the first line of forward"
     if isinstance(part, nn.Linear) and math.prod(inputs.shape[1:]) == part.in_features:
         return "nn.Sequential(nn.Flatten(), module)"

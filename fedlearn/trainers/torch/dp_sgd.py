@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from fedlearn.core.inputs import join_inputs, map_inputs
 from fedlearn.errors import SettingError
 from fedlearn.trainers.batching import GOLDEN, mix_bits
 from fedlearn.trainers.example_check import refuse
@@ -26,6 +27,7 @@ from fedlearn.trainers.torch.example_graph import LEAVES, separate_graph
 from fedlearn.trainers.torch.example_probe import ExampleProbe
 from fedlearn.trainers.torch.layer_gradients import Share, is_known, layer_shares, share_of_gradients
 from fedlearn.trainers.torch.losses import LOSSES, Loss
+from fedlearn.trainers.torch.network import copy_of, first_of, rows_of, with_axis
 from fedlearn.trainers.torch.random import restored_generators
 
 MAX_GRADIENT_BYTES = 2**28  # maximum size of the per-example gradients in memory
@@ -94,7 +96,7 @@ class ClippedGradient:
         self._num_axes = 0
         self._calls: list[_Call] = []
 
-    def prepare(self, x_N: torch.Tensor, y_N: torch.Tensor, *, synthetic: bool = False) -> None:
+    def prepare(self, x_N: Any, y_N: torch.Tensor, *, synthetic: bool = False) -> None:
         """Check the model on a few examples, and select a method.
 
         Args:
@@ -103,7 +105,7 @@ class ClippedGradient:
             synthetic: see `fedlearn.trainers.example_check.probe_examples`.
         """
         probe = ExampleProbe(self.module, self.loss, self.leaves)
-        with restored_generators(x_N.device):
+        with restored_generators(y_N.device):
             probe.check(x_N, y_N, synthetic=synthetic)
             self.has_draws = probe.has_draws
             for method in METHODS:
@@ -119,9 +121,7 @@ class ClippedGradient:
             return False
 
     @torch.no_grad()
-    def __call__(
-        self, x_B: torch.Tensor, y_B: torch.Tensor, *, keys_B: torch.Tensor | None = None, start: int = 0
-    ) -> Sums:
+    def __call__(self, x_B: Any, y_B: torch.Tensor, *, keys_B: torch.Tensor | None = None, start: int = 0) -> Sums:
         """Return the sum for each parameter, and the losses of the examples that it includes.
 
         Args:
@@ -160,7 +160,7 @@ class ClippedGradient:
         """True if the draws of an example need a key."""
         return self.has_draws or self.method == "loop"
 
-    def _sums(self, x_B: torch.Tensor, y_B: torch.Tensor, keys_B: torch.Tensor | None, start: int) -> Sums:
+    def _sums(self, x_B: Any, y_B: torch.Tensor, keys_B: torch.Tensor | None, start: int) -> Sums:
         if self.method == "loop":
             return self._by_loop(x_B, y_B, keys_B, start)
         if self.method == "gradients":
@@ -171,7 +171,10 @@ class ClippedGradient:
             finite_B = torch.isfinite(norm_B)
             if not finite_B.all():
                 return self(
-                    x_B[finite_B], y_B[finite_B], keys_B=None if keys_B is None else keys_B[finite_B], start=start
+                    rows_of(x_B, finite_B),
+                    y_B[finite_B],
+                    keys_B=None if keys_B is None else keys_B[finite_B],
+                    start=start,
                 )
         factor_B = self.clip / norm_B.clamp_(min=self.clip)
         sums: dict[torch.Tensor, torch.Tensor] = {}
@@ -180,7 +183,7 @@ class ClippedGradient:
         return [sums[leaf] for leaf in self.leaves], loss_B
 
     def _by_layer(
-        self, x_B: torch.Tensor, y_B: torch.Tensor, keys_B: torch.Tensor | None, start: int
+        self, x_B: Any, y_B: torch.Tensor, keys_B: torch.Tensor | None, start: int
     ) -> tuple[list[Share], torch.Tensor]:
         """Return the shares of all layers from one backward pass, and the losses."""
         if not self._layers:
@@ -199,8 +202,10 @@ class ClippedGradient:
         calls.clear()
         return [share for parts in shares for share in parts], loss_B.detach()
 
-    def _losses_of_graph(self, x_B: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+    def _losses_of_graph(self, x_B: Any, y_B: torch.Tensor) -> torch.Tensor:
         """Return the losses from one pass over the batch, and record the calls of the layers."""
+        if not isinstance(x_B, torch.Tensor):
+            raise _UnsuitableError
         if self._graph is None:
             self._graph = separate_graph(self._root, x_B, self._record_rows)
             self._num_axes = x_B.ndim
@@ -217,14 +222,14 @@ class ClippedGradient:
         if layer is not None:  # a gradient edge, because the next layer may change the output in place
             self._calls.append(_Call(layer, inputs, inputs._version, get_gradient_edge(output)))
 
-    def _losses_in_vmap(self, x_B: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+    def _losses_in_vmap(self, x_B: Any, y_B: torch.Tensor) -> torch.Tensor:
         """Return the losses of the examples, each alone, and record the calls of the layers."""
 
-        def loss_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            record = partial(self._record_alone, x, len(y_B))
+        def loss_of(x: Any, y: torch.Tensor) -> torch.Tensor:
+            record = partial(self._record_alone, first_of(x), len(y_B))
             hooks = [layer.register_forward_hook(record) for layer in self._layers.values()]
             try:
-                return self.loss(self.module(x[None]), y[None]).reshape(())
+                return self.loss(self.module(with_axis(x)), y[None]).reshape(())
             finally:
                 for hook in hooks:
                     hook.remove()
@@ -247,13 +252,13 @@ class ClippedGradient:
         self._calls.append(_Call(layer, inputs_B, inputs_B._version, get_gradient_edge(output_B), axis))
         return replaced
 
-    def _by_gradient(self, x_B: torch.Tensor, y_B: torch.Tensor, keys_B: torch.Tensor | None, start: int) -> Sums:
+    def _by_gradient(self, x_B: Any, y_B: torch.Tensor, keys_B: torch.Tensor | None, start: int) -> Sums:
         """Return the result from the gradient of each example, as many at once as fit in memory."""
         names = {id(p): name for name, p in self.module.named_parameters()}
         leaves = {names[id(leaf)]: leaf.detach() for leaf in self.leaves}
 
-        def loss_of(leaves: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            outputs = torch.func.functional_call(self.module, leaves, (x[None],))
+        def loss_of(leaves: dict[str, torch.Tensor], x: Any, y: torch.Tensor) -> torch.Tensor:
+            outputs = torch.func.functional_call(self.module, leaves, (with_axis(x),))
             return self.loss(outputs, y[None]).reshape(())
 
         randomness = "different" if self.has_draws else "error"
@@ -262,20 +267,20 @@ class ClippedGradient:
         size = max(1, MAX_GRADIENT_BYTES // max(1, 4 * sum(leaf.numel() for leaf in self.leaves)))
         for part in (slice(first, first + size) for first in range(0, len(y_B), size)):
             with self._draws(None if keys_B is None else keys_B[part], start):
-                gradients, loss_B = per_example(leaves, x_B[part], y_B[part])
+                gradients, loss_B = per_example(leaves, rows_of(x_B, part), y_B[part])
             total.add([gradients[name] for name in leaves], loss_B)
         return total.result()
 
-    def _by_loop(self, x_B: torch.Tensor, y_B: torch.Tensor, keys_B: torch.Tensor | None, start: int) -> Sums:
+    def _by_loop(self, x_B: Any, y_B: torch.Tensor, keys_B: torch.Tensor | None, start: int) -> Sums:
         """Return the result from one pass per example. The key of an example seeds torch's generator."""
         total = _Total(self.leaves, self.clip)
         seeds = None if keys_B is None else _seeds(keys_B, start)
-        with restored_generators(x_B.device):
+        with restored_generators(y_B.device):
             for i in range(len(y_B)):
                 if seeds is not None:
                     torch.manual_seed(seeds[i])
                 with torch.enable_grad():
-                    loss = self.loss(self.module(x_B[i : i + 1].clone()), y_B[i : i + 1]).reshape(())
+                    loss = self.loss(self.module(copy_of(rows_of(x_B, slice(i, i + 1)))), y_B[i : i + 1]).reshape(())
                     gradients = torch.autograd.grad(loss, self.leaves, materialize_grads=True)
                 total.add([(g.to_dense() if g.is_sparse else g)[None] for g in gradients], loss.detach()[None])
         return total.result()
@@ -321,8 +326,8 @@ def _seeds(keys_B: torch.Tensor, start: int) -> list[int]:
     return mix_bits(keys_B.cpu().numpy().view(np.uint64) + offset).tolist()
 
 
-def _keys_from_torch(x_B: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+def _keys_from_torch(x_B: Any, y_B: torch.Tensor) -> torch.Tensor:
     """Return keys from the content of the examples and from torch's generator."""
     secret = torch.randint(2**62, (4,)).numpy().tobytes()
-    keys_B = content_keys(x_B.cpu().numpy(), y_B.cpu().numpy(), secret)
-    return torch.from_numpy(keys_B.view(np.int64)).to(x_B.device)
+    x = join_inputs(map_inputs(lambda part: part.cpu().numpy(), x_B))
+    return torch.from_numpy(content_keys(x, y_B.cpu().numpy(), secret).view(np.int64)).to(y_B.device)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fedlearn.trainers.example_check import BATCHES, TOLERANCE
+from fedlearn.trainers.torch.network import Network, rows_of, without_prefix
 
 
 class _Event(NamedTuple):
@@ -23,10 +24,11 @@ class _Event(NamedTuple):
 
 def describe_module(name: str, module: nn.Module) -> str:
     """Return name and class of a module, for an error."""
+    name, module = without_prefix(name), module.inner if isinstance(module, Network) else module
     return f"{name} ({type(module).__name__})" if name else type(module).__name__
 
 
-def first_mixing_module(module: nn.Module, x_N: torch.Tensor) -> str:
+def first_mixing_module(module: nn.Module, x_N: Any) -> str:
     """Return the first module whose values for an example differ between a batch and the example alone, or "".
 
     Args:
@@ -34,8 +36,8 @@ def first_mixing_module(module: nn.Module, x_N: torch.Tensor) -> str:
         x_N: five examples.
     """
     rows = BATCHES[1]
-    together = _events(module, x_N[rows])
-    alone = [_events(module, x_N[n : n + 1]) for n in range(rows.start, rows.stop)]
+    together = _events(module, rows_of(x_N, rows))
+    alone = [_events(module, rows_of(x_N, slice(n, n + 1))) for n in range(rows.start, rows.stop)]
     for number, event in enumerate(together):
         if any(len(events) <= number or events[number].name != event.name for events in alone):
             return event.name
@@ -44,7 +46,7 @@ def first_mixing_module(module: nn.Module, x_N: torch.Tensor) -> str:
     return ""
 
 
-def _events(module: nn.Module, x_B: torch.Tensor) -> list[_Event]:
+def _events(module: nn.Module, x_B: Any) -> list[_Event]:
     """Return inputs and outputs of all modules, in the order of the computation."""
     events: list[_Event] = []
     parts = dict(module.named_modules())

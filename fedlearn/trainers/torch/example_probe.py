@@ -17,12 +17,14 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from fedlearn.core.inputs import map_inputs, split_inputs
 from fedlearn.core.records import Examples
 from fedlearn.errors import SettingError
 from fedlearn.trainers.example_check import TOLERANCE, Evaluated, agree, find_mixing, probe_examples, refuse
 from fedlearn.trainers.torch.example_blame import describe_module, first_mixing_module
 from fedlearn.trainers.torch.example_draws import ConstantDraws
 from fedlearn.trainers.torch.losses import Loss
+from fedlearn.trainers.torch.network import copy_of, first_of, rows_of, without_prefix
 
 GPU_TOLERANCE = 0.02  # GPUs round products to 10 bits
 MAX_CAUSE = 120  # characters of an error from a model
@@ -54,17 +56,17 @@ class ExampleProbe:
     def __init__(self, module: nn.Module, loss: Loss, leaves: Sequence[nn.Parameter]) -> None:
         self.module, self.loss, self.leaves = module, loss, list(leaves)
         self.has_draws = self.has_unknown_draws = False
-        self._groups: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._groups: list[tuple[Any, torch.Tensor]] = []
 
-    def check(self, x_N: torch.Tensor, y_N: torch.Tensor, *, synthetic: bool) -> None:
+    def check(self, x_N: Any, y_N: torch.Tensor, *, synthetic: bool) -> None:
         """Check the model on examples of a client.
 
         Raises:
             SettingError: DP-SGD cannot protect single examples with this model.
         """
-        examples = Examples(x_N.cpu().numpy(), y_N.cpu().numpy())
+        examples = _examples(x_N, y_N)
         groups = [
-            (torch.from_numpy(np.ascontiguousarray(g.x)).to(x_N.device), torch.from_numpy(g.y).to(y_N.device))
+            (_tensors(g.x, y_N.device), torch.from_numpy(g.y).to(y_N.device))
             for g in probe_examples(examples, synthetic=synthetic)
         ]
         with self._restored():
@@ -77,7 +79,7 @@ class ExampleProbe:
 
     def agrees(self, clipped: Clipped) -> bool:
         """Return whether the sums of clipped gradients equal the sums from a loop over the examples."""
-        clip, tolerance = clipped.clip, self._tolerance(self._groups[0][0])
+        clip, tolerance = clipped.clip, self._tolerance(self._groups[0][1])
         try:
             with self._restored():
                 first = self._agrees_on(clipped, *self._groups[0], tolerance)
@@ -86,18 +88,18 @@ class ExampleProbe:
         finally:
             clipped.clip = clip
 
-    def _agrees_on(self, clipped: Clipped, x_N: torch.Tensor, y_N: torch.Tensor, tolerance: float) -> bool:
-        alone = [self._evaluate(x_N[n : n + 1], y_N[n : n + 1]).gradient_D for n in range(len(y_N))]
+    def _agrees_on(self, clipped: Clipped, x_N: Any, y_N: torch.Tensor, tolerance: float) -> bool:
+        alone = [self._evaluate(rows_of(x_N, slice(n, n + 1)), y_N[n : n + 1]).gradient_D for n in range(len(y_N))]
         gradients = [g for g in alone if g is not None and np.isfinite(g).all()]
         norms = [float(np.linalg.norm(g)) for g in gradients]
         clipped.clip = float(np.median(norms or [1.0])) or 1.0  # clips some of the gradients
         factors = [min(1.0, clipped.clip / max(norm, 1e-30)) for norm in norms]
         with ConstantDraws(), torch.no_grad():
-            sums, _ = clipped._sums(x_N.clone(), y_N, None, 0)
+            sums, _ = clipped._sums(copy_of(x_N), y_N, None, 0)
         expected_D = np.sum([f * g for f, g in zip(factors, gradients, strict=True)], axis=0)
         return not gradients or agree(_flat(sums), expected_D, tolerance, scale=float(np.abs(gradients[0]).max()))
 
-    def _check_mixing(self, x_N: torch.Tensor, y_N: torch.Tensor, level: float = 0.5) -> None:
+    def _check_mixing(self, x_N: Any, y_N: torch.Tensor, level: float = 0.5) -> None:
         if self.has_unknown_draws:  # results would differ between runs
             return
 
@@ -105,47 +107,46 @@ class ExampleProbe:
         scaled = any(getattr(part, "scale_grad_by_freq", False) for part in self.module.modules())
 
         def evaluate(x: np.ndarray, y: np.ndarray) -> Evaluated:
-            evaluated = self._evaluate(torch.from_numpy(x).to(x_N.device), torch.from_numpy(y).to(y_N.device), level)
+            evaluated = self._evaluate(_tensors(x, y_N.device), torch.from_numpy(y).to(y_N.device), level)
             return evaluated._replace(gradient_D=None) if scaled else evaluated
 
-        group = Examples(x_N.cpu().numpy(), y_N.cpu().numpy())
-        part = find_mixing(evaluate, group, tolerance=self._tolerance(x_N))
+        part = find_mixing(evaluate, _examples(x_N, y_N), tolerance=self._tolerance(y_N))
         if not part:
             return
         with ConstantDraws(level):
             name = first_mixing_module(self.module, x_N)
         if name or part == "outputs":
-            raise refuse(f"{name or type(self.module).__name__} mixes the examples of a batch")
+            raise refuse(f"{name or self._name} mixes the examples of a batch")
         raise refuse(f"the {part} of the examples depend on each other")
 
-    def _check_state(self, x_N: torch.Tensor, y_N: torch.Tensor) -> None:
+    def _check_state(self, x_N: Any, y_N: torch.Tensor) -> None:
         """Refuse a model whose forward pass changes it, or draws numbers outside torch's generator."""
         generators = _generators()
-        first = self._outputs(x_N[:1])
+        first = self._outputs(rows_of(x_N, slice(0, 1)))
         before = _state(self.module)
-        self._outputs(x_N[1:2])
+        self._outputs(rows_of(x_N, slice(1, 2)))
         changed = [name for name, value in _state(self.module).items() if not _equal(value, before.get(name))]
         if changed:
             raise refuse(f"a forward pass changes {changed[0]}")
-        again = self._outputs(x_N[:1])
+        again = self._outputs(rows_of(x_N, slice(0, 1)))
         if generators != _generators() or not agree(first, again):
-            raise refuse(f"{type(self.module).__name__} draws random numbers outside torch's generator")
+            raise refuse(f"{self._name} draws random numbers outside torch's generator")
 
-    def _outputs(self, x_B: torch.Tensor) -> np.ndarray:
+    def _outputs(self, x_B: Any) -> np.ndarray:
         torch.manual_seed(1)
         try:
             with torch.no_grad():
-                return _numpy(self.module(x_B.clone()))
+                return _numpy(self.module(copy_of(x_B)))
         except SettingError:
             raise
         except Exception as error:
-            raise self._failure(len(x_B), error) from error
+            raise self._failure(len(first_of(x_B)), error) from error
 
-    def _runs(self, x_N: torch.Tensor, y_N: torch.Tensor, *, must: bool) -> bool:
+    def _runs(self, x_N: Any, y_N: torch.Tensor, *, must: bool) -> bool:
         """Return whether the model accepts a group of examples."""
         try:
             for rows in (slice(0, 1), slice(0, 2)):
-                self._evaluate(x_N[rows], y_N[rows])
+                self._evaluate(rows_of(x_N, rows), y_N[rows])
         except SettingError:
             raise
         except Exception as error:
@@ -156,12 +157,12 @@ class ExampleProbe:
 
     def _failure(self, size: int, error: Exception) -> SettingError:
         cause = str(error).split("\n")[0][:MAX_CAUSE]
-        return refuse(f"{type(self.module).__name__} fails on a batch of {size} ({cause})")
+        return refuse(f"{self._name} fails on a batch of {size} ({cause})")
 
-    def _evaluate(self, x_B: torch.Tensor, y_B: torch.Tensor, level: float = 0.5) -> Evaluated:
+    def _evaluate(self, x_B: Any, y_B: torch.Tensor, level: float = 0.5) -> Evaluated:
         """Run a batch, with each draw at a fixed quantile of its distribution."""
         with ConstantDraws(level) as draws, torch.enable_grad():
-            outputs = self.module(x_B.clone())  # the model may change its inputs
+            outputs = self.module(copy_of(x_B))  # the model may change its inputs
             loss_B = self.loss(outputs, y_B)
             if loss_B.shape != (len(y_B),):
                 raise refuse(f"the loss has the shape {tuple(loss_B.shape)} for a batch of {len(y_B)}")
@@ -169,6 +170,10 @@ class ExampleProbe:
         self.has_draws |= draws.has_drawn
         self.has_unknown_draws |= bool(draws.unknown)
         return Evaluated(_numpy(outputs), _numpy(loss_B), _flat(gradients))
+
+    @property
+    def _name(self) -> str:
+        return describe_module("", self.module)
 
     def _tolerance(self, tensor: torch.Tensor) -> float:
         return TOLERANCE if tensor.device.type == "cpu" else GPU_TOLERANCE
@@ -234,7 +239,8 @@ def _state(module: nn.Module) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for path, part in module.named_modules():
         own = {**part._parameters, **part._buffers, **{k: v for k, v in vars(part).items() if k not in INTERNAL}}
-        values |= {f"{path or type(part).__name__}.{name}": _snapshot(value) for name, value in own.items()}
+        owner = without_prefix(path) or describe_module("", part)
+        values |= {f"{owner}.{name}": _snapshot(value) for name, value in own.items()}
     return values
 
 
@@ -262,6 +268,16 @@ def _numpy(values: Any) -> np.ndarray:
     if not isinstance(values, torch.Tensor):
         return np.zeros(0)
     return np.asarray(values.detach().to_dense().float().cpu().numpy())
+
+
+def _tensors(x_N: np.ndarray, device: torch.device) -> Any:
+    """Return inputs of examples as tensors."""
+    return map_inputs(lambda part: torch.from_numpy(np.ascontiguousarray(part)).to(device), split_inputs(x_N))
+
+
+def _examples(x_N: Any, y_N: torch.Tensor) -> Examples:
+    """Return tensors as examples."""
+    return Examples(map_inputs(lambda part: part.cpu().numpy(), x_N), y_N.cpu().numpy())
 
 
 def _flat(tensors: Sequence[torch.Tensor]) -> np.ndarray:

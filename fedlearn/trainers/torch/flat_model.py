@@ -6,13 +6,16 @@ Shapes: D parameters, B batch, C outputs.
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from fedlearn.core.inputs import map_inputs, split_inputs
 from fedlearn.core.layout import Layout
 from fedlearn.core.records import Array
+from fedlearn.trainers.torch.network import INNER, Network
 
 
 class FlatModel:
@@ -22,7 +25,7 @@ class FlatModel:
     ``persistent=False`` are not in the vector.
 
     Args:
-        module: the model, on its device.
+        network: the model, on its device.
         device: device of torch.
 
     Attributes:
@@ -33,8 +36,9 @@ class FlatModel:
         buffers: names of the buffers in the vector.
     """
 
-    def __init__(self, module: nn.Module, device: str) -> None:
-        self.module, self.device = module, device
+    def __init__(self, network: Network, device: str) -> None:
+        self.module, self.device = network, device
+        module = network.inner
         buffers = {name: b for name, b in module.named_buffers() if b.is_floating_point()}
         for name in _constants(module):
             buffers.pop(name, None)
@@ -51,6 +55,7 @@ class FlatModel:
             parameter.data = view
         for name in buffers:
             _set_buffer(module, name, self.flat_D[self.layout.slices[name]].view(buffers[name].shape).data)
+        self._names = [f"{INNER}.{leaf.name}" for leaf in self.layout.leaves]
 
     @property
     def buffer_values(self) -> dict[str, np.ndarray]:
@@ -79,17 +84,23 @@ class FlatModel:
         """Return views of a flat vector, one per trainable parameter."""
         return [vector_D[self.layout.slices[leaf.name]].view(leaf.shape) for leaf in self.layout.trainable.leaves]
 
-    def apply(self, params_D: torch.Tensor, x_B: torch.Tensor) -> torch.Tensor:
+    def inputs(self, array: np.ndarray) -> Any:
+        """Return the inputs of a model on its device: a tensor, or a mapping or a tuple of tensors."""
+        return map_inputs(self.to_device, split_inputs(array))
+
+    def apply(self, params_D: torch.Tensor, x_B: Any) -> torch.Tensor:
         """Return the outputs of the module with these parameters."""
-        leaves = {leaf.name: params_D[self.layout.slices[leaf.name]].view(leaf.shape) for leaf in self.layout.leaves}
+        slices = self.layout.slices
+        views = [params_D[slices[leaf.name]].view(leaf.shape) for leaf in self.layout.leaves]
+        leaves = dict(zip(self._names, views, strict=True))
         outputs: torch.Tensor = torch.func.functional_call(self.module, leaves, (x_B,))
         return outputs
 
     def network(self, params_D: Array) -> nn.Module:
-        """Return a copy of the module with these parameters, in evaluation mode."""
+        """Return a copy of the module of the user with these parameters, in evaluation mode."""
         self.load(params_D)
         self.reset_counters()
-        network = deepcopy(self.module).eval()
+        network = deepcopy(self.module.inner).eval()
         for name in self.buffers:  # torch.save would store the whole base of a view
             _set_buffer(network, name, network.get_buffer(name).clone())
         return network

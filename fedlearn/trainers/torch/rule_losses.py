@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -17,8 +18,8 @@ from fedlearn.trainers.torch.job import Job
 from fedlearn.trainers.torch.loss_changes import training_loss
 from fedlearn.trainers.torch.losses import Loss
 
-Forward = Callable[[torch.Tensor], torch.Tensor]  # a model: x_B -> outputs_BC
-Losses = Callable[[Forward, torch.Tensor, torch.Tensor], torch.Tensor]  # (model, x_B, y_B) -> loss_B
+Forward = Callable[[Any], torch.Tensor]  # a model: x_B -> outputs_BC
+Losses = Callable[[Forward, Any, torch.Tensor], torch.Tensor]  # (model, x_B, y_B) -> loss_B
 RuleInputs = Mapping[str, torch.Tensor]  # values of one client for a rule that changes the loss
 
 
@@ -34,7 +35,7 @@ class TrainingLosses:
     def __init__(self, model: FlatModel, loss: Loss, task: str) -> None:
         self.model, self.loss, self.task = model, loss, task
 
-    def plain(self, run: Forward, x_B: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+    def plain(self, run: Forward, x_B: Any, y_B: torch.Tensor) -> torch.Tensor:
         """Return the loss of each example, without changes by a rule."""
         return self.loss(run(x_B), y_B)
 
@@ -48,7 +49,7 @@ class TrainingLosses:
             )
         return inputs
 
-    def changed(self, job: Job, inputs: RuleInputs, run: Forward, x_B: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+    def changed(self, job: Job, inputs: RuleInputs, run: Forward, x_B: Any, y_B: torch.Tensor) -> torch.Tensor:
         """Return the loss of each example, with the changes of the local rule and of the settings."""
         rule = job.rule
         if rule.feature_penalty is None:
@@ -61,7 +62,7 @@ class TrainingLosses:
         loss = training_loss(self.loss, self.task, job.local, inputs.get("weights"))
         return loss(logits_BC, y_B) + penalty_B
 
-    def _features(self, params_D: torch.Tensor, x_B: torch.Tensor) -> torch.Tensor:
+    def _features(self, params_D: torch.Tensor, x_B: Any) -> torch.Tensor:
         """Return the features of a model that is not trained, in evaluation mode and without gradients."""
         self.model.module.eval()
         with torch.no_grad():

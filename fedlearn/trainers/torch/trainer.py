@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from fedlearn.algorithm.local_rule import LocalRule
+from fedlearn.core.inputs import join_inputs
 from fedlearn.core.model_report import ModelReport
 from fedlearn.core.records import Array, ClientWork, Examples, LocalSettings, MetricSum, Request, Updates
 from fedlearn.core.schedules import learning_rates
@@ -52,6 +53,7 @@ from fedlearn.trainers.torch.dp_sgd import ClippedGradient
 from fedlearn.trainers.torch.flat_model import FlatModel
 from fedlearn.trainers.torch.job import Job
 from fedlearn.trainers.torch.losses import LOSSES, Loss, loss_of
+from fedlearn.trainers.torch.network import Forward
 from fedlearn.trainers.torch.optimizers import check_optimizer
 from fedlearn.trainers.torch.rule_losses import TrainingLosses
 
@@ -68,14 +70,17 @@ class TorchTrainer:
 
     Args:
         module: maps ``(B, ...)`` float32 to ``(B, C)``. Parameters with ``requires_grad=False`` do not change. Other
-            types of parameters become float32. ``torch.compile`` and ``DataParallel`` are removed.
+            types of parameters become float32, also in updates and in the aggregate. ``torch.compile`` and
+            ``DataParallel`` are removed.
         task: a `Task` or the name of a shipped task. It determines the loss, e.g. binary cross-entropy on one logit.
         initial: draws the initial parameters from ``(layout, rng)``, for example
             `fedlearn.core.layout.default_initial_parameters`. None keeps the weights of the module.
         device: device of torch, for example ``cpu`` (default) or ``cuda:0``.
         loss: ``(outputs_BC, y_B) -> loss_B``; default the loss of the task.
+        forward: runs the module on a batch, ``(module, inputs) -> outputs``. None calls the module: a mapping of inputs
+            gives its arguments by name, a tuple by position.
         output: key, position or attribute of the outputs, for a module that returns a dict, a tuple or a dataclass.
-            None for a module that returns an array.
+            None selects ``logits``, unless the module returns a tensor.
         input_shape: shape of one example. Only lazy layers need it, to create their parameters.
         batching: ``map`` trains one client after another. ``vmap`` trains all clients of a block together, as one
             batch of models. ``auto`` (default) selects ``vmap`` on a GPU. On a CPU it selects ``vmap`` for large
@@ -103,13 +108,15 @@ class TorchTrainer:
         initial: Initializer | None = None,
         device: str = "cpu",
         loss: Loss | None = None,
+        forward: Forward | None = None,
         output: str | int | None = None,
         input_shape: tuple[int, ...] | None = None,
         batching: str = "auto",
     ) -> None:
         _require_device(device)
         require_loss_function(loss)
-        module = prepare_module(module, input_shape=input_shape, output=output).to(device)
+        network = prepare_module(module, input_shape=input_shape, forward=forward, output=output).to(device)
+        module = network.inner
         self.module, self.task, self.device, self.batching = module, as_task(task), device, batching
         draws = any(isinstance(part, STOCHASTIC_MODULES) for part in module.modules())
         # the reason why clients of this model cannot step together, or an empty string
@@ -117,10 +124,10 @@ class TorchTrainer:
         self._has_task_loss = loss is None
         self.loss = loss or loss_of(self.task)
         self._runs_in_vmap = False  # True after a successful step
-        self._model = FlatModel(module, device)
+        self._model = FlatModel(network, device)
         self.layout = self._model.layout
         self._check = ModuleCheck(
-            module=module,
+            module=network,
             task=self.task,
             loss=self.loss,
             has_custom_loss=loss is not None,
@@ -131,7 +138,7 @@ class TorchTrainer:
         self._reports: dict[tuple[Any, ...], ModelReport] = {}  # results of the check, by kind of examples
         self._initial = initial or keep_weights(self._model.values)
         self.initialization = describe_initializer(initial) if initial else FROM_MODULE
-        self._clipped = lru_cache(maxsize=1)(partial(ClippedGradient, module, self.loss, self._model.leaves))
+        self._clipped = lru_cache(maxsize=1)(partial(ClippedGradient, network, self.loss, self._model.leaves))
         losses = TrainingLosses(self._model, self.loss, self.task.name)
         self._client_steps = ClientSteps(self._model, losses, self._clipped)
         self._block_steps = BlockSteps(self._model, losses)
@@ -197,7 +204,7 @@ class TorchTrainer:
         plans = poisson_plans if request.local.example_dp else batch_plans
         rounds_K = rounds_of(request, work)
         plan_KSB, steps_K = plans(request, clients_K, sizes_K, rounds_K)
-        self.module.train()
+        self._model.module.train()
         job = self._job(request, rule, work, plan_KSB, steps_K, rounds_K)
         together = self.describe_batching(len(work), int(sizes_K.sum())) == "vmap" and job.can_step_together
         if request.local.example_dp:
@@ -287,18 +294,19 @@ class TorchTrainer:
         clipped = self._clipped(clip=dp.clip)
         if not clipped.method:
             self._model.load(request.params_D)
-            self.module.train()
+            self._model.module.train()
             with _one_thread(self.device):
                 clipped.prepare(
-                    self._model.to_device(examples.x), self._model.to_device(examples.y), synthetic=request.deployed
+                    self._model.inputs(examples.x), self._model.to_device(examples.y), synthetic=request.deployed
                 )
 
-    def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
+    def predict(self, params_D: Array, x: Any) -> np.ndarray:
         """Return raw outputs ``(N, C)`` in evaluation mode."""
         self._model.load(params_D)
-        self.module.eval()
+        self._model.module.eval()
         with torch.inference_mode(), _one_thread(self.device):
-            outputs = [self.module(self._model.to_device(part)) for part in prediction_parts(x)]
+            parts = prediction_parts(join_inputs(x))
+            outputs = [self._model.module(self._model.inputs(part)) for part in parts]
         return torch.cat(outputs).cpu().numpy()
 
     def network(self, params_D: Array) -> nn.Module:
