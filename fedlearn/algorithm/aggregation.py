@@ -5,6 +5,7 @@ Shapes: K clients in a block, D parameters laid flat.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -15,11 +16,13 @@ from array_api_compat import array_namespace, is_jax_array
 from fedlearn.algorithm.transforms import Context, no_broadcast, no_state
 from fedlearn.core.layout import Layout
 from fedlearn.core.records import Array, ClientId, Failure, MetricSum, State, Updates
+from fedlearn.core.threads import map_in_threads
 from fedlearn.errors import is_number, require
 
 WEIGHTINGS = ("examples", "equal")
 READABLE = ("clients_K", "metrics", "extra")  # fields of `Updates` that a rule declares
 TILE_SIZE = 2**17  # numbers that are added at a time; they fit into the cache
+MIN_THREADED_SIZE = 2**23  # numbers; below this size, the start of threads takes longer than they save
 
 
 Rule = Callable[[Any, State, Context], tuple[Array, State]]
@@ -74,7 +77,8 @@ def add_rows(total: Any, rows_KD: Array, weights_K: np.ndarray) -> Any:
     """Return ``total + sum_k weights_k rows_k``, added row by row in float64 (JAX: compensated float32).
 
     ``total`` is None or the result of an earlier call; pass the result to `divide_total`. The result does not depend on
-    the block size (NumPy: bit for bit), because rows are added in order. It needs memory for the sum and one tile.
+    the block size (NumPy: bit for bit), because rows are added in order. It needs memory for the sum and
+    one tile per core. Large NumPy arrays use all cores.
     """
     xp = array_namespace(rows_KD)
     if is_jax_array(rows_KD):
@@ -83,7 +87,8 @@ def add_rows(total: Any, rows_KD: Array, weights_K: np.ndarray) -> Any:
     weights_K1 = xp.asarray(weights_K, dtype=xp.float64, device=rows_KD.device)[:, None]
     width = max(1, min(len(sum_D), TILE_SIZE))
     height = TILE_SIZE // width
-    for start in range(0, len(sum_D), width):
+
+    def add_columns(start: int) -> None:
         columns = slice(start, start + width)
         for k in range(0, len(rows_KD), height):
             tile = xp.astype(rows_KD[k : k + height, columns], xp.float64) * weights_K1[k : k + height]
@@ -92,6 +97,10 @@ def add_rows(total: Any, rows_KD: Array, weights_K: np.ndarray) -> Any:
             else:
                 tile[0] += sum_D[columns]  # first, so that rows are added one after another
                 sum_D[columns] = xp.sum(tile, axis=0)
+
+    starts = range(0, len(sum_D), width)
+    is_large = isinstance(rows_KD, np.ndarray) and len(starts) > 1 and rows_KD.size >= MIN_THREADED_SIZE
+    deque(map_in_threads(add_columns, starts) if is_large else map(add_columns, starts), maxlen=0)
     return sum_D
 
 

@@ -28,12 +28,12 @@ from fedlearn.core.records import (
     State,
     Updates,
 )
+from fedlearn.core.threads import available_cores
 from fedlearn.errors import SettingError, is_count, require
 from fedlearn.loop.base_engine import BaseEngine, engine_builder
 from fedlearn.loop.client_update import client_step, client_step_mixed_rounds, initial_client_state
 from fedlearn.loop.local_training import personal_model
 from fedlearn.loop.protocols import Trainer
-from fedlearn.trainers.base import available_cores
 from fedlearn.trainers.contract import check_data, warn_about
 from fedlearn.trainers.process_pool import ProcessPoolTrainer
 

@@ -32,12 +32,12 @@ from fedlearn.core.records import (
     Updates,
 )
 from fedlearn.core.serialization import Payload, pack, select_prefix, unpack, with_prefix
+from fedlearn.core.threads import available_cores
 from fedlearn.engines.base import InProcessEngine
 from fedlearn.errors import MissingExtra, is_count, is_number, require
 from fedlearn.loop.base_engine import BaseEngine, engine_builder
 from fedlearn.loop.protocols import Trainer
 from fedlearn.protocol.training_order import pack_order, read_order
-from fedlearn.trainers.base import available_cores
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # read when Flower is imported
 try:

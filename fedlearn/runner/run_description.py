@@ -14,11 +14,11 @@ from fedlearn.callbacks.run_files import partition_summary
 from fedlearn.callbacks.run_history import History
 from fedlearn.callbacks.run_info import RunInfo
 from fedlearn.core.federated_data import FederatedData
+from fedlearn.core.threads import available_cores
 from fedlearn.loop.scenario import Scenario
 from fedlearn.runner.config import Experiment
 from fedlearn.runner.run_config import config_to_dict
 from fedlearn.runner.run_mode import RunMode
-from fedlearn.trainers.base import available_cores
 
 MAX_CLIENTS_COUNTED = 10_000
 MAX_CLIENTS_NAMED = 20

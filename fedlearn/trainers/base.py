@@ -5,7 +5,6 @@ Shapes: K clients in a block, D parameters, N examples, C outputs or classes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Self
 
@@ -286,11 +285,6 @@ def require_features(has_features: bool) -> None:
     """
     expected = "a model that ends in one affine map (torch.nn.Linear, flax.linen.Dense) of features that it learns"
     require(has_features, "strategy", "one that compares features", expected, "strategy=fedprox")
-
-
-def available_cores() -> int:
-    """Return the number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def initial_parameters(

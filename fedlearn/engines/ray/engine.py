@@ -34,12 +34,12 @@ from fedlearn.algorithm.aggregation import PartialAggregate
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.records import Array, ClientId, Failure, Predictions, Request, State, Updates
+from fedlearn.core.threads import available_cores
 from fedlearn.engines.ray.cluster import Cluster, ClusterError, WorkerDied, WorkerResponse, copy_arrays
 from fedlearn.errors import is_count, is_number, require
 from fedlearn.loop.base_engine import BaseEngine, engine_builder
 from fedlearn.loop.client_update import initial_client_state
 from fedlearn.loop.protocols import Trainer
-from fedlearn.trainers.base import available_cores
 from fedlearn.trainers.contract import check_data, warn_about
 
 MAX_ATTEMPTS = 3  # attempts per block; after that, the block itself is the probable cause

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from fedlearn.core.records import Array
-from fedlearn.trainers.base import available_cores
+from fedlearn.core.threads import available_cores
 from fedlearn.trainers.batching import balance_shares
 from fedlearn.trainers.jax.block_arrays import BlockArrays, pad_rows
 
