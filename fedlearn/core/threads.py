@@ -40,7 +40,7 @@ def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) ->
     """
     size, remaining = num_threads(), iter(items)
     first = list(islice(remaining, 2 * size))
-    with one_blas_thread():
+    with single_blas_thread():
         if min(size, len(first)) <= 1:
             yield from map(function, chain(first, remaining))
             return
@@ -55,7 +55,7 @@ def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) ->
                     future.cancel()
 
 
-def one_blas_thread() -> AbstractContextManager[Any]:
+def single_blas_thread() -> AbstractContextManager[Any]:
     """Return a context in which the BLAS of NumPy and SciPy use one thread in this process."""
     limit: AbstractContextManager[Any] = _controller().limit(limits=1, user_api="blas")
     return limit
