@@ -7,7 +7,7 @@ from array_api_compat import array_namespace
 
 from fedlearn.algorithm.aggregation import add_rows, add_totals, divide_total
 from fedlearn.algorithm.server_optimizers import zeros
-from fedlearn.core.arrays import as_numpy, asarray_like
+from fedlearn.core.arrays import as_numpy, asarray_like, log_softmax
 from fedlearn.errors import is_count, is_number, require
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "divide_total",
     "is_count",
     "is_number",
+    "log_softmax",
     "require",
     "zeros",
 ]

@@ -16,14 +16,20 @@ from strategies.fedavg import fedavg
 from strategies.fedavgm import fedavgm
 from strategies.fedbn import fedbn
 from strategies.fedbuff import fedbuff
+from strategies.fedcm import fedcm
+from strategies.feddecorr import feddecorr
 from strategies.feddyn import feddyn
 from strategies.fedexp import fedexp
+from strategies.fedgkd import fedgkd
 from strategies.fedlc import fedlc
 from strategies.fedmedian import fedmedian
 from strategies.fednova import fednova
+from strategies.fedntd import fedntd
 from strategies.fedper import fedper
 from strategies.fedprox import fedprox
 from strategies.fedrep import fedrep
+from strategies.fedsam import fedsam
+from strategies.fedspeed import fedspeed
 from strategies.fedtrimmedavg import fedtrimmedavg
 from strategies.fedyogi import fedyogi
 from strategies.fltrust import fltrust
@@ -35,6 +41,7 @@ from strategies.norm_bounding import norm_bounding
 from strategies.oort import oort
 from strategies.pfedme import pfedme
 from strategies.power_of_choice import power_of_choice
+from strategies.proxskip import proxskip
 from strategies.qfedavg import qfedavg
 from strategies.rfa import rfa
 from strategies.scaffold import scaffold
@@ -57,14 +64,20 @@ __all__ = [
     "fedavgm",
     "fedbn",
     "fedbuff",
+    "fedcm",
+    "feddecorr",
     "feddyn",
     "fedexp",
+    "fedgkd",
     "fedlc",
     "fedmedian",
     "fednova",
+    "fedntd",
     "fedper",
     "fedprox",
     "fedrep",
+    "fedsam",
+    "fedspeed",
     "fedtrimmedavg",
     "fedyogi",
     "fltrust",
@@ -76,6 +89,7 @@ __all__ = [
     "oort",
     "pfedme",
     "power_of_choice",
+    "proxskip",
     "qfedavg",
     "rfa",
     "scaffold",

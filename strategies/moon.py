@@ -1,6 +1,7 @@
 """MOON: a contrastive loss pulls the features of a client towards the features of the global model."""
 
 from fedlearn import Array, LocalRule, Strategy, mean, uniform
+from fedlearn.algorithm import Batch
 from fedlearn.extend import array_namespace, is_number, require
 
 
@@ -31,9 +32,10 @@ def moon(
         squares_B = xp.sum(a_BF**2, axis=-1) * xp.sum(b_BF**2, axis=-1)
         return xp.sum(a_BF * b_BF, axis=-1) / xp.sqrt(squares_B + 1e-16)  # features may be zero
 
-    def contrast(z: Array, z_glob: Array, z_prev: Array) -> Array:
+    def contrast(batch: Batch, w_global: Array, w_previous: Array) -> Array:
+        z, z_glob, z_prev = (model.features for model in (batch, batch.run(w_global), batch.run(w_previous)))
         near, far = sim(z, z_glob) / tau, sim(z, z_prev) / tau
         return mu * (array_namespace(z).logaddexp(near, far) - near)
 
-    local = LocalRule(feature_penalty=contrast if mu else None)
+    local = LocalRule(penalty=contrast if mu else None, previous_model=mu > 0)
     return Strategy(select=uniform(clients_per_round), local=local, aggregate=mean(weighting=weighting))

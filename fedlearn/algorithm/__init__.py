@@ -1,6 +1,7 @@
 """Parts of a strategy: selection, local training, stages, aggregation, server step and staleness."""
 
 from fedlearn.algorithm.aggregation import Aggregator, aggregate_updates, expected_mean, map_updates, mean, stacked
+from fedlearn.algorithm.batch import Batch, ModelOutputs
 from fedlearn.algorithm.client_selection import (
     SamplingLaw,
     Selector,
@@ -32,11 +33,13 @@ from fedlearn.algorithm.transforms import Codec, Context, Stage, Transform, chai
 __all__ = [
     "Aggregator",
     "Asynchrony",
+    "Batch",
     "Codec",
     "CompositionError",
     "Context",
     "LocalAggregation",
     "LocalRule",
+    "ModelOutputs",
     "PersonalModel",
     "RootDataset",
     "SamplingLaw",

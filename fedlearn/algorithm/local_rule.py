@@ -8,14 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from fedlearn.core.named_option import describe_option, option_name
 from fedlearn.core.optimizers import state_names
 from fedlearn.core.records import Array, LocalSettings, State
 from fedlearn.errors import SettingError, require
 
 GLOBAL_MODEL = "w_global"  # name of the model in a request, among the names of vectors
-# name of the client state with the client's model after its last round, for `LocalRule.feature_penalty`
+# name of the client state with the client's model after its last round, for `LocalRule.previous_model`
 PREVIOUS_MODEL = "local.last"
+# functions of a rule that change local steps; a trainer lists the ones that it applies in `Trainer.rule_hooks`
+HOOKS = ("correct", "adjust_logits", "penalty", "gradient")
 
 
 def _gradient(grad: Any, w: Any, w_global: Any, **vectors: Any) -> Any:
@@ -88,11 +92,21 @@ class LocalRule(NamedTuple):
         adjust_logits: changes the outputs of the model (B x C) before the training loss, ``(outputs, counts) ->
             outputs``. ``counts`` has the number of training examples per class (C, but two if C is 1). Use arithmetic
             on torch tensors and JAX arrays. None: no change. Only for classification.
-        feature_penalty: returns a penalty for the loss of each example (B), ``(features, of_global, of_last) ->
-            penalty``. The arguments are features (B x F) of the trained model, of the received model, and of the
-            client's model after its last round. In the first round, the last two are equal. Features are the inputs of
-            the last layer, which must be ``nn.Linear`` in torch and ``nn.Dense`` in flax. Use array-API arithmetic.
-            None: no penalty, and no forward pass of the other models.
+        penalty: returns a penalty for the loss, ``(batch, w_global, **vectors) -> penalty``, with a
+            `fedlearn.algorithm.Batch` of one client. The result has one number per example (B), or is one number for
+            the batch. Use array-API arithmetic. None: no penalty.
+        couples_examples: True if the penalty of an example depends on other examples of its batch. Micro-batches are
+            then refused.
+        previous_model: True if each client keeps its model after its last round, and ``penalty`` gets it as
+            ``w_previous``. In the first round of a client, it is the received model.
+        gradient: replaces the gradient of a local step, ``(gradient_at, w, w_global, **vectors) -> grad``, all vectors
+            of D. ``gradient_at(w)`` is the gradient of the training loss at any parameters, on the same batch and with
+            the same random draws. Call it with ``w`` first: this call determines the training loss that is reported,
+            and the batch statistics of the model. `correct` follows. None: ``gradient_at(w)``.
+        send: returns the update that a client sends, ``(delta, **state) -> delta``, K x D, with its new client state.
+            None: the update itself.
+        num_steps: returns the number of local steps of all clients in a round, ``(round, rng) -> steps``, and replaces
+            ``local.epochs`` and ``local.steps``. None: the local settings.
         requires_sgd: True if the rule or the aggregation is correct for plain SGD only. Other optimizers, momentum, and
             learning rates that change within a round are then refused.
         optimizer_state: names of the vectors of the optimizer that each client keeps between rounds; see
@@ -110,7 +124,12 @@ class LocalRule(NamedTuple):
     personal: PersonalModel | None = None
     evaluate_models: tuple[str, ...] = ()
     adjust_logits: Callable[[Any, Any], Any] | None = None
-    feature_penalty: Callable[[Any, Any, Any], Any] | None = None
+    penalty: Callable[..., Any] | None = None
+    couples_examples: bool = False
+    previous_model: bool = False
+    gradient: Callable[..., Any] | None = None
+    send: Callable[..., Any] | None = None
+    num_steps: Callable[[int, np.random.Generator], int] | None = None
     requires_sgd: bool = False
     optimizer_state: tuple[str, ...] = ()
     aggregation: LocalAggregation | None = None
@@ -120,16 +139,22 @@ class LocalRule(NamedTuple):
         """True if clients with different received models can train as one block.
 
         Such a rule trains each client once, from the received model. Rules with personal parameters, a personal model
-        that trains, `evaluate_models`, a feature penalty or local aggregation do not.
+        that trains, `evaluate_models`, a penalty, a gradient of their own, or local aggregation do not.
         """
         trains_personal = self.personal is not None and self.personal.correct is not None
         trains_again = self.personal_parameters or self.personal_epochs or trains_personal or self.evaluate_models
-        return not trains_again and self.feature_penalty is None and self.aggregation is None
+        changes_steps = self.penalty is not None or self.gradient is not None
+        return not (trains_again or changes_steps or self.aggregation is not None)
 
     @property
     def has_custom_loss(self) -> bool:
         """True if the training loss differs from the loss of the task."""
-        return self.adjust_logits is not None or self.feature_penalty is not None
+        return self.adjust_logits is not None or self.penalty is not None
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        """Names of the functions of this rule that change local steps; see `HOOKS`."""
+        return tuple(name for name in HOOKS if getattr(self, name) is not getattr(plain_training, name))
 
 
 plain_training = LocalRule()

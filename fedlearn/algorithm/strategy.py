@@ -164,6 +164,11 @@ class Strategy:
             "privacy is accounted and updates are masked per round, but an asynchronous strategy has no rounds",
             "privacy=none, or strategy=fedavg",
         )
+        _refuse_if(
+            self.local.num_steps is not None,
+            "the strategy draws the number of local steps per round, but an asynchronous strategy has no rounds",
+            "asynchrony=None",
+        )
         law = self.select.law
         _refuse_if(
             law is None or law.kind != "all",
@@ -273,11 +278,9 @@ def with_buffer_policy(strategy: Strategy, layout: Layout, policy: str) -> Strat
     if not layout.buffers:
         return strategy
     _refuse_buffers(layout, policy)
-    expected = "another strategy for a model with buffers: compared models would share their buffers"
-    require(
-        strategy.local.feature_penalty is None, "strategy", "one that compares features", expected, "strategy=fedprox"
-    )
     if policy == "local":
+        expected = "average: the penalty of this strategy may run the global model, which then has initial buffers only"
+        require(strategy.local.penalty is None, "buffers", policy, expected, "buffers=average")
         extra = ", ".join(extra_names(strategy.local))
         expected = f"average: the vectors that this strategy sends beside updates ({extra}) would contain buffers"
         require(not extra, "buffers", policy, expected, "buffers=average")

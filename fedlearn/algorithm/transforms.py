@@ -33,6 +33,9 @@ class Context:
         cohort_size: number of clients in the cohort of this round.
         extra: means of the extra vectors of clients, by name, D each; on the server only.
         broadcast: vectors that the server half of this stage sends to its client half; on clients only.
+        learning_rate: learning rate of local training in this round; on the server only.
+        num_steps: mean number of local steps of the clients, exact if all take the same number; 0 if the privacy
+            mechanism withholds it; on the server only.
         params_D: global model at the start of the round; on the server only.
         layout: layout of the updates; on the server only.
         deployed: True if clients are real. Noise then comes from the operating system, not from ``seed``.
@@ -52,6 +55,8 @@ class Context:
     cohort_size: int = 0
     extra: Mapping[str, Array] = field(default_factory=dict)
     broadcast: Mapping[str, Array] = field(default_factory=dict)
+    learning_rate: float = 0.0
+    num_steps: float = 0.0
     params_D: Array = None
     layout: Layout | None = None
     deployed: bool = False
@@ -94,11 +99,13 @@ class Transform(NamedTuple):
             client half each client keeps one, and ``update`` gets them stacked, K x D.
         broadcast: arrays of the state that the next request carries: D-vectors for the local rule from a server
             optimizer, small arrays for the client half from a stage.
+        reads_num_steps: whether ``update`` reads `Context.num_steps`; only a server optimizer can.
     """
 
     update: Callable[[Array, State, Context], tuple[Array, State]] = _unchanged
     init: Callable[[Layout], State] = no_state
     broadcast: Callable[[State], Mapping[str, Array]] = no_broadcast
+    reads_num_steps: bool = False
 
 
 identity = Transform()
@@ -168,7 +175,8 @@ def chain(*transforms: Transform) -> Transform:
     def broadcast(state: State) -> Mapping[str, Array]:
         return {name: v for i, t in enumerate(transforms) for name, v in t.broadcast(state_of(state, i)).items()}
 
-    return Transform(init=init, update=update, broadcast=broadcast)
+    reads_num_steps = any(transform.reads_num_steps for transform in transforms)
+    return Transform(init=init, update=update, broadcast=broadcast, reads_num_steps=reads_num_steps)
 
 
 def clip_norm(update: Array, bound: float) -> Array:

@@ -25,6 +25,13 @@ def asarray_like(array: Any, reference: Any) -> Any:
     return array_namespace(reference).asarray(as_numpy(array), device=reference.device)
 
 
+def log_softmax(logits: Any) -> Any:
+    """Return the logarithm of the softmax over the last axis, for arrays of any library."""
+    xp = array_namespace(logits)
+    shifted = logits - xp.max(logits, axis=-1, keepdims=True)
+    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
+
+
 def holds_whole_numbers(array: np.ndarray) -> bool:
     """Return whether all values are whole numbers, such as tokens. Scenarios may keep tokens as floating-point numbers.
 

@@ -32,6 +32,7 @@ class Purpose(IntEnum):
     STATISTICS = 24
     AUGMENT = 25
     ROOT = 26
+    STEPS = 27
     SYSTEM = 30
     DEVICE = 31
     INTERVALS = 40

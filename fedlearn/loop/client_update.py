@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 from array_api_compat import array_namespace
 
+from fedlearn.algorithm.local_rule import LocalRule
 from fedlearn.algorithm.server_optimizers import zeros
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.algorithm.transforms import Context, Stage
@@ -97,7 +98,7 @@ def _after_training(
         return updates, failures
     valid = set(updates.clients_K.tolist())
     state_KD = stack_client_states([client_work.client_state for client_work in work if client_work.client in valid])
-    updates = _apply_rule(strategy, request, updates, state_KD)
+    updates = _apply_rule(strategy, request, updates, state_KD, trainer.layout)
     updates = replace(updates, delta_KD=drop_personal_parameters(strategy, trainer.layout, updates.delta_KD))
     for i, stage in enumerate(strategy.stages):
         updates = _apply_stage(stage, i, request, updates, state_KD)
@@ -157,20 +158,34 @@ def stack_client_states(client_states: Sequence[State]) -> Mapping[str, np.ndarr
     return {name: np.stack([as_numpy(state[name]) for state in client_states]) for name in client_states[0]}
 
 
-def _apply_rule(strategy: Strategy, request: Request, updates: Updates, state_KD: Mapping[str, Array]) -> Updates:
-    """Add the new client states and the extra values of the local rule to the updates."""
+def _apply_rule(
+    strategy: Strategy, request: Request, updates: Updates, state_KD: Mapping[str, Array], layout: Layout
+) -> Updates:
+    """Add the new client states and the extra values of the local rule to the updates, and change what clients send."""
     rule = strategy.local
     vectors = {name: state_KD[name] for name in rule.client_state}
     vectors |= {name: request.broadcast[name] for name in rule.receives}
     vectors = {name: asarray_like(v, updates.delta_KD) for name, v in vectors.items()}
     delta_KD = updates.delta_KD
     steps_K = array_namespace(delta_KD).asarray(updates.num_steps_K, dtype=delta_KD.dtype, device=delta_KD.device)
-    new_state, extra = rule.after_training(delta_KD, steps_K, _round_rate(request), **vectors)
-    return replace(updates, client_state={**updates.client_state, **new_state}, extra=dict(extra))
+    new_state, extra = rule.after_training(delta_KD, steps_K, round_rate(request), **vectors)
+    updates = replace(updates, client_state={**updates.client_state, **new_state}, extra=dict(extra))
+    return updates if rule.send is None else replace(updates, delta_KD=_sent(rule, delta_KD, new_state, layout))
 
 
-def _round_rate(request: Request) -> float:
-    """Return the learning rate of the round. For a schedule over the steps, it is the rate of the settings."""
+def _sent(rule: LocalRule, delta_KD: Array, state_KD: State, layout: Layout) -> Array:
+    """Return the updates that clients send. A local rule does not change buffers."""
+    assert rule.send is not None
+    sent_KD = rule.send(delta_KD, **state_KD)
+    if not layout.buffers:
+        return sent_KD
+    is_buffer_D = np.zeros(layout.num_parameters, bool)
+    is_buffer_D[layout.positions(layout.buffers)] = True
+    return array_namespace(delta_KD).where(asarray_like(is_buffer_D, delta_KD), delta_KD, sent_KD)
+
+
+def round_rate(request: Request) -> float:
+    """Return the learning rate of a round. For a schedule over the steps, it is the rate of the settings."""
     local = request.local
     over = option_values(local.schedule).get("over", "rounds")
     if local.schedule == "constant" or option_name(local.schedule) is None or over != "rounds":

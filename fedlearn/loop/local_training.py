@@ -7,22 +7,22 @@ Shapes: K clients in a block, D parameters.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from fedlearn.algorithm.local_rule import GLOBAL_MODEL, PREVIOUS_MODEL, LocalRule, plain_training, require_sgd
+from fedlearn.algorithm.local_rule import GLOBAL_MODEL, PREVIOUS_MODEL, LocalRule, plain_training
 from fedlearn.algorithm.server_optimizers import zeros
 from fedlearn.core.arrays import as_numpy, asarray_like
 from fedlearn.core.layout import Layout
 from fedlearn.core.optimizers import STEPS
 from fedlearn.core.records import Array, ClientWork, Request, State, Updates
-from fedlearn.errors import require
 from fedlearn.loop.local_aggregation import initial_weights, mix_models
 from fedlearn.loop.protocols import Trainer
+from fedlearn.loop.rule_support import require_support
 
 # names in a client state; a dot prevents conflicts with argument names of a rule's functions
 PERSONAL_PARAMETERS, PERSONAL_MODEL, RECEIVED_MODEL = "local.kept", "local.personal", "local.received"
@@ -43,7 +43,7 @@ def initial_rule_state(rule: LocalRule, layout: Layout, params_D: Array) -> dict
         state[PERSONAL_PARAMETERS] = as_numpy(params_D)[layout.positions(rule.personal_parameters)]
     if rule.personal:
         state[PERSONAL_MODEL] = np.array(as_numpy(params_D))
-    if rule.feature_penalty:
+    if rule.previous_model:
         state[PREVIOUS_MODEL] = np.array(as_numpy(params_D))
     if rule.aggregation:
         state |= initial_weights(rule.aggregation, layout)
@@ -64,12 +64,9 @@ def train(trainer: Trainer, rule: LocalRule, request: Request, work: Sequence[Cl
     """Train K clients under a rule. The client states of the result have their personal parameters and models.
 
     Raises:
-        SettingError: The request asks for DP-SGD, and the rule changes the loss. DP-SGD supports the task's loss only.
+        SettingError: The trainer or the local settings do not support the rule; see `require_support`.
     """
-    dp = request.local.example_dp
-    expected = "null, because this strategy changes the loss of the task"
-    require(dp is None or not rule.has_custom_loss, "local.example_dp", dp, expected, "strategy=fedavg")
-    require_sgd(rule, request.local)
+    require_support(trainer, rule, request.local)
     layout = trainer.layout
     losses, best_K = _evaluate_models(trainer, rule, request, work)
     if rule.personal_parameters or rule.evaluate_models:
@@ -84,7 +81,7 @@ def train(trainer: Trainer, rule: LocalRule, request: Request, work: Sequence[Cl
         state[PERSONAL_PARAMETERS] = final_KD[:, layout.positions(rule.personal_parameters)]
     if rule.personal:
         state[PERSONAL_MODEL] = _train_personal(trainer, rule, request, work, updates)
-    if rule.feature_penalty:
+    if rule.previous_model:
         state[PREVIOUS_MODEL] = _final_parameters(request, work, updates)
     state = {**updates.client_state, **state}
     if rule.aggregation:  # the server averages models, so the update is the difference to the received model
@@ -211,7 +208,17 @@ def _masked(rule: LocalRule) -> LocalRule:
     def correct(grad: Any, w: Any, w_global: Any, moves: Any, **vectors: Any) -> Any:
         return moves * rule.correct(grad, w, w_global, **vectors)
 
-    return rule._replace(correct=correct, receives=(*rule.receives, "moves"))
+    gradient, penalty = (f and _without_mask(f) for f in (rule.gradient, rule.penalty))
+    return rule._replace(correct=correct, gradient=gradient, penalty=penalty, receives=(*rule.receives, "moves"))
+
+
+def _without_mask(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of a rule that ignores the broadcast vector ``moves``."""
+
+    def without_mask(*arguments: Any, moves: Any, **vectors: Any) -> Any:
+        return function(*arguments, **vectors)
+
+    return without_mask
 
 
 def _train_personal(

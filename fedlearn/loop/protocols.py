@@ -154,6 +154,8 @@ class Trainer(Protocol):
         layout: layout of the trainable parameters and of the buffers (batch statistics) of the model.
         supports_dp_sgd: whether the trainer has DP-SGD, for requests with ``local.example_dp``.
         supports_process_pool: whether forked processes may train with this trainer, see ``batching=process_pool``.
+        rule_hooks: names of the functions of a local rule that the trainer applies, of
+            `fedlearn.algorithm.local_rule.HOOKS`. Rules with other functions are refused.
         initialization: one phrase on the source of the initial parameters, for the header: drawn from the seed, or
             kept as the user gave them.
     """
@@ -172,6 +174,9 @@ class Trainer(Protocol):
 
     @property
     def supports_process_pool(self) -> bool: ...  # noqa: D102
+
+    @property
+    def rule_hooks(self) -> frozenset[str]: ...  # noqa: D102
 
     @property
     def initialization(self) -> str: ...  # noqa: D102

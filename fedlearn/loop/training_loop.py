@@ -16,7 +16,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from fedlearn.algorithm.aggregation import PartialAggregate, accumulate, divide_total
-from fedlearn.algorithm.local_rule import require_sgd, with_optimizer_state
+from fedlearn.algorithm.local_rule import with_optimizer_state
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.algorithm.transforms import Context
 from fedlearn.core.arrays import as_numpy, asarray_like
@@ -42,8 +42,10 @@ from fedlearn.errors import FedlearnError, TooManyFailures, is_count, require
 from fedlearn.loop.async_loop import accumulate_buffer, fill_buffer
 from fedlearn.loop.base_engine import require_engine
 from fedlearn.loop.charging import LedgerJournal, actual_release, charges_ahead, planned_release
+from fedlearn.loop.client_update import round_rate
 from fedlearn.loop.failure_limit import check_failures, require_failure_limit
 from fedlearn.loop.protocols import AsyncEngine, Engine
+from fedlearn.loop.rule_support import require_settings, require_steps
 from fedlearn.loop.system_model import SystemModel
 from fedlearn.loop.virtual_clock import VirtualClockEngine
 
@@ -148,7 +150,8 @@ def federate(
             the error has a ledger, it replaces the ledger of this state.
     """
     local = local or LocalSettings()
-    require_sgd(strategy.local, local)
+    require_settings(strategy.local, local)
+    require_steps(strategy, local)
     strategy = replace(strategy, local=with_optimizer_state(strategy.local, local))
     local = replace(local, schedule=over_rounds(local.schedule, schedule.rounds))
     require_engine(engine)
@@ -241,13 +244,27 @@ def next_request(
         seed=state.seed,
         params_D=state.params_D,
         broadcast=_broadcast(strategy, state),
-        local=local,
+        local=_local_settings(strategy, state, local),
         deployed=engine.deployed,
         clock=state.clock,
         client_models=_client_models(strategy, engine.layout, state, cohort),
     )
 
 
+def _local_settings(strategy: Strategy, state: ServerState, local: LocalSettings) -> LocalSettings:
+    """Return the settings of local training of the next round, with the number of steps that the strategy draws."""
+    if strategy.local.num_steps is None:
+        return local
+    number = state.round + 1
+    rng = generator(state.seed, Purpose.STEPS, round=number)
+    return replace(local, epochs=1, steps=int(strategy.local.num_steps(number, rng)))
+
+
+def _mean_steps(request: Request, partial: PartialAggregate, *, withheld: bool) -> float:
+    """Return `Context.num_steps`."""
+    if request.local.steps is not None:
+        return float(request.local.steps)
+    return 0.0 if withheld else float(np.mean(partial.num_steps_per_client))
 def _client_models(
     strategy: Strategy, layout: Layout, state: ServerState, cohort: Sequence[ClientId]
 ) -> dict[ClientId, Array]:
@@ -300,6 +317,7 @@ def _finish_round(
         async_values: further fields of `Context` for asynchronous strategies.
     """
     number, guarantee = request.round, strategy.privacy_guarantee
+    withheld = guarantee is not None and "examples" in guarantee.withheld
     context = Context(
         round=number,
         seed=state.seed,
@@ -309,6 +327,8 @@ def _finish_round(
         num_clients=len(engine.clients),
         cohort_size=len(cohort),
         extra={name: divide_total(total, partial.num_updates) for name, total in partial.extra.items()},
+        learning_rate=round_rate(request),
+        num_steps=_mean_steps(request, partial, withheld=withheld),
         params_D=state.params_D,
         layout=strategy.shared_layout(engine.layout),
         deployed=engine.deployed,
@@ -320,7 +340,6 @@ def _finish_round(
     update_selection = strategy.select.update
     select = update_selection(state.select, context) if update_selection else state.select
     ledger = state.ledger if guarantee is None else guarantee.charge(state.ledger, actual_release(number, partial))
-    withheld = guarantee is not None and "examples" in guarantee.withheld
     num_values = engine.layout.num_parameters + sum(int(np.prod(v.shape)) for v in request.broadcast.values())
     return Round(
         state=replace(

@@ -136,6 +136,11 @@ class TrainerWrapper:
         return self.trainer.supports_dp_sgd
 
     @property
+    def rule_hooks(self) -> frozenset[str]:
+        """Names of the functions of a local rule that the inner trainer applies."""
+        return self.trainer.rule_hooks
+
+    @property
     def supports_process_pool(self) -> bool:
         """True if the inner trainer can train in forked processes."""
         return self.trainer.supports_process_pool

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fedlearn.algorithm.local_rule import require_sgd, with_optimizer_state
+from fedlearn.algorithm.local_rule import with_optimizer_state
 from fedlearn.algorithm.strategy import Strategy, with_buffer_policy, with_compression
 from fedlearn.algorithm.transforms import Stage
 from fedlearn.core.records import LocalSettings
 from fedlearn.errors import require
 from fedlearn.loop.protocols import Trainer
+from fedlearn.loop.rule_support import require_support
 from fedlearn.privacy.mechanisms.base import Mechanism, Population
 from fedlearn.trainers.base import refuse_dp_sgd_with_buffers
 
@@ -39,7 +40,7 @@ def protect_strategy(
         FedlearnError: The guarantee does not hold for this combination. A node raises it too, so it does not depend on
             the honesty of a coordinator.
     """
-    require_sgd(strategy.local, local)
+    require_support(trainer, strategy.local, local)
     strategy = replace(strategy, local=with_optimizer_state(strategy.local, local))
     trainer.check_local(local)
     protected, local = mechanism.protect(strategy, local, population)

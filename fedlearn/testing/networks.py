@@ -1,6 +1,6 @@
 """Network in NumPy that supports all local rules, for problems of the conformance kit.
 
-Shapes: D parameters, N examples, F features, H hidden units, C classes.
+Shapes: D parameters, N examples, B batch with padding, F features, H hidden units, C classes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from copy import copy
 
 import numpy as np
 
-from fedlearn.algorithm.local_rule import PREVIOUS_MODEL, LocalRule
+from fedlearn.algorithm.batch import Batch, ModelOutputs
+from fedlearn.algorithm.local_rule import HOOKS, PREVIOUS_MODEL, LocalRule
 from fedlearn.core.arrays import as_numpy
 from fedlearn.core.layout import Layout
 from fedlearn.core.records import ClientWork, Request
@@ -20,19 +21,31 @@ RowLoss = Callable[[np.ndarray], np.ndarray]  # one number per row
 
 
 class HiddenLayerTrainer(BaseTrainer):
-    """Classify with one hidden layer, with adjusted logits and feature penalties in the loss.
+    """Classify with one hidden layer, with adjusted logits and penalties in the loss.
 
-    Derivatives by outputs and features are central differences, because a rule gives no gradients.
+    Derivatives by outputs and features are central differences, because a rule gives no gradients. ``w_global`` and
+    other models of a penalty count as constants.
 
     Args:
         num_features: number of features of an example.
         num_classes: number of classes.
-        num_hidden: number of hidden units, which are the features of `LocalRule.feature_penalty`.
+        num_hidden: number of hidden units, which are the features of a `Batch`.
         shifts: names of additional parameters; each is added to the hidden layer.
+        num_padding: number of rows of padding in each batch, >= 0. They must not change the result.
     """
 
-    def __init__(self, num_features: int, num_classes: int, *, num_hidden: int = 4, shifts: Sequence[str] = ()) -> None:
-        self.shifts, self.num_classes = tuple(shifts), num_classes
+    rule_hooks = frozenset(HOOKS)
+
+    def __init__(
+        self,
+        num_features: int,
+        num_classes: int,
+        *,
+        num_hidden: int = 4,
+        shifts: Sequence[str] = (),
+        num_padding: int = 0,
+    ) -> None:
+        self.shifts, self.num_classes, self.num_padding = tuple(shifts), num_classes, num_padding
         self.layout = Layout.from_shapes(
             [
                 ("hidden.weight", (num_hidden, num_features)),
@@ -43,7 +56,8 @@ class HiddenLayerTrainer(BaseTrainer):
             ]
         )
         self.rule, self.counts_C = LocalRule(), np.ones(num_classes)
-        self.compared: tuple[np.ndarray, ...] = ()
+        self.global_D = np.zeros(0)
+        self.vectors: dict[str, np.ndarray] = {}
 
     def features(self, params_D: np.ndarray, x: np.ndarray) -> np.ndarray:
         """Return the hidden layer, ``(N, H)``, in float64."""
@@ -61,17 +75,21 @@ class HiddenLayerTrainer(BaseTrainer):
         bound = copy(self)
         bound.rule = rule
         bound.counts_C = np.bincount(work.examples.y, minlength=self.num_classes).astype(np.float64)
-        if rule.feature_penalty is not None:
-            bound.compared = (as_numpy(request.params_D), as_numpy(work.client_state[PREVIOUS_MODEL]))
+        bound.global_D = as_numpy(request.params_D)
+        bound.vectors = {name: as_numpy(work.client_state[name]) for name in rule.client_state}
+        bound.vectors |= {name: as_numpy(request.broadcast[name]) for name in rule.receives}
+        if rule.previous_model:
+            bound.vectors["w_previous"] = as_numpy(work.client_state[PREVIOUS_MODEL])
         return super(HiddenLayerTrainer, bound).fit_client(request, rule, work)
 
     def gradient(self, params_D: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the loss of each example, and the gradient of its mean."""
         features_NH, leaves = self.features(params_D, x), self.layout.unpack(np.asarray(params_D))
         logits_NC = features_NH @ leaves["out.weight"].T + leaves["out.bias"]
-        penalty_N, slope_NH = self._penalty(features_NH, x)
         slope_NC = _slopes(lambda rows: self._cross_entropy(rows, y), logits_NC)
-        slope_NH = (slope_NH + slope_NC @ leaves["out.weight"]) * (1 - features_NH**2)
+        penalty_N, by_features_NH, by_outputs_NC = self._penalty(params_D, x, y)
+        slope_NC = slope_NC + by_outputs_NC
+        slope_NH = (by_features_NH + slope_NC @ leaves["out.weight"]) * (1 - features_NH**2)
         gradients = {
             "out.weight": slope_NC.T @ features_NH / len(x),
             "out.bias": slope_NC.mean(axis=0),
@@ -87,18 +105,48 @@ class HiddenLayerTrainer(BaseTrainer):
         loss_N: np.ndarray = np.log(np.exp(shifted_NC).sum(axis=1)) - shifted_NC[np.arange(len(y)), y]
         return loss_N
 
-    def _penalty(self, features_NH: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        penalty = self.rule.feature_penalty
+    def _penalty(self, params_D: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the penalty of each example, and its derivatives by features and outputs, times the batch size."""
+        count, penalty = len(x), self.rule.penalty
         if penalty is None:
-            return np.zeros(len(x)), np.zeros_like(features_NH)
-        others = [self.features(params_D, x) for params_D in self.compared]
-        return np.asarray(penalty(features_NH, *others)), _slopes(lambda rows: penalty(rows, *others), features_NH)
+            return np.zeros(count), np.zeros((count, 1)), np.zeros((count, self.num_classes))
+        padding = self.num_padding
+        x_B, y_B = (np.concatenate([rows, np.zeros((padding, *rows.shape[1:]), rows.dtype)]) for rows in (x, y))
+        mask_B = np.arange(len(x_B)) < count
+        runs: dict[bytes, ModelOutputs] = {}
 
-    def _refuse_unsupported(self, request: Request, rule: LocalRule) -> None:
-        super()._refuse_unsupported(request, rule._replace(adjust_logits=None, feature_penalty=None))
+        def run(other_D: np.ndarray) -> ModelOutputs:
+            key = np.asarray(other_D).tobytes()
+            if key not in runs:
+                features_BH = self.features(other_D, x_B)
+                runs[key] = ModelOutputs(outputs=self.outputs(other_D, x_B), read_features=lambda: features_BH)
+            return runs[key]
+
+        def values(features_BH: np.ndarray, outputs_BC: np.ndarray) -> np.ndarray:
+            batch = Batch(outputs=outputs_BC, read_features=lambda: features_BH, targets=y_B, mask=mask_B, run=run)
+            result = np.asarray(penalty(batch, self.global_D, **self.vectors))
+            return np.broadcast_to(result, (len(x_B),))[:count]
+
+        features_BH, outputs_BC = self.features(params_D, x_B), self.outputs(params_D, x_B)
+        slopes = _coupled_slopes if self.rule.couples_examples else _slopes
+        by_features = slopes(lambda rows: values(_padded(rows, features_BH), outputs_BC), features_BH[:count])
+        by_outputs = slopes(lambda rows: values(features_BH, _padded(rows, outputs_BC)), outputs_BC[:count])
+        return values(features_BH, outputs_BC), by_features, by_outputs
+
+
+def _padded(rows_NC: np.ndarray, all_BC: np.ndarray) -> np.ndarray:
+    """Return the rows, followed by the rows of padding of a batch."""
+    return np.concatenate([rows_NC, all_BC[len(rows_NC) :]])
 
 
 def _slopes(loss: RowLoss, rows_NC: np.ndarray, *, step: float = 1e-4) -> np.ndarray:
     """Return the derivative of each loss by each column of its row, ``(N, C)``."""
     moves = step * np.eye(rows_NC.shape[1])
     return np.stack([(loss(rows_NC + move) - loss(rows_NC - move)) / (2 * step) for move in moves], axis=1)
+
+
+def _coupled_slopes(loss: RowLoss, rows_NC: np.ndarray, *, step: float = 1e-4) -> np.ndarray:
+    """Return the derivative of the sum of the losses by each number, ``(N, C)``."""
+    moves = step * np.eye(rows_NC.size).reshape(-1, *rows_NC.shape)
+    slopes = [np.sum(loss(rows_NC + move) - loss(rows_NC - move)) / (2 * step) for move in moves]
+    return np.reshape(slopes, rows_NC.shape)

@@ -6,6 +6,7 @@ Shapes: K clients in a block, D parameters.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,20 +20,25 @@ from fedlearn.core.arrays import as_numpy
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.records import ServerState
 from fedlearn.engines.base import InProcessEngine, serial, vector
+from fedlearn.errors import SettingError
 from fedlearn.loop.protocols import Trainer
 from fedlearn.loop.training_loop import Schedule, federate, start
 from fedlearn.testing.aggregation import check_aggregation
 from fedlearn.testing.comparison import installed_array_libraries, is_close
+from fedlearn.testing.hooks import check_hooks
+from fedlearn.testing.networks import HiddenLayerTrainer
 from fedlearn.testing.problems import LOCAL_SETTINGS, num_clients_for, problem_for
 from fedlearn.testing.selection import check_selection
+
+MAX_PADDING_DIFFERENCE = 1e-5  # of parameters after four rounds, with and without padding of batches
 
 
 def check_strategy(strategy: Strategy, *, data: FederatedData | None = None, trainer: Trainer | None = None) -> None:
     """Check the guarantees of a strategy on which engines and privacy mechanisms rely.
 
     The check tests the aggregator, the selector and the local rule alone, and then runs a few rounds. The run must be
-    finite and reproducible. It must not depend on the block size, and a resumed run must be equal bit for bit. No array
-    may change in place.
+    finite and reproducible. It must not depend on the block size or on the padding of batches. A resumed run must be
+    equal bit for bit. No array may change in place.
 
     Args:
         strategy: the strategy to check.
@@ -40,11 +46,19 @@ def check_strategy(strategy: Strategy, *, data: FederatedData | None = None, tra
         trainer: trainer of the problem. Default: a trainer in NumPy that supports the local rule.
 
     Raises:
-        AssertionError: a guarantee does not hold; the message names it.
+        AssertionError: a guarantee does not hold; the message names it. Or the strategy refuses the default problem,
+            and needs ``data`` and ``trainer``.
     """
     if data is None or trainer is None:
         some_data, some_trainer = problem_for(strategy)
-        data, trainer = data or some_data, trainer or some_trainer
+        try:
+            check_strategy(strategy, data=data or some_data, trainer=trainer or some_trainer)
+        except SettingError as error:
+            raise AssertionError(
+                f"the strategy refuses the problem of this check: {error}\n"
+                "  try       check_strategy(strategy, data=..., trainer=...) with a problem that fits it"
+            ) from error
+        return
     check_aggregation(strategy)
     check_selection(strategy.select, num_clients=num_clients_for(strategy))
     _check_local_rule(strategy.local)
@@ -57,9 +71,31 @@ def check_strategy(strategy: Strategy, *, data: FederatedData | None = None, tra
     tolerance = 0 if trainer.framework != "jax" else 1e-5
     same = is_close(whole["params"], in_blocks["params"], tolerance)
     assert same, "the result must not depend on the engine's blocks"
+    _check_padding(strategy, data, trainer, whole["params"])
     resumed, resumed_client_states = _run_with_a_stop(strategy, data, trainer)
     _check_resumed("model", {"params": whole["params"]}, {"params": resumed["params"]})
     _check_resumed("client states", client_states, resumed_client_states)
+
+
+def _check_padding(strategy: Strategy, data: FederatedData, trainer: Trainer, params_D: np.ndarray) -> None:
+    """Check that rows of padding do not change the result of a rule with hooks in local steps."""
+    rule = strategy.local
+    if rule.penalty is None and rule.gradient is None:
+        return
+    if isinstance(trainer, HiddenLayerTrainer):
+        padded = copy(trainer)
+        padded.num_padding = 3
+        engine = serial(data, padded)
+    else:
+        try:
+            engine = vector(data, trainer, batching="vmap", block_size=4)
+        except SettingError:  # the trainer or its model trains one client after another, without padding
+            return
+    values, _ = _run(strategy, engine, trainer, rounds=4)
+    difference = float(np.abs(values["params"] - params_D).max())
+    assert difference <= MAX_PADDING_DIFFERENCE, (
+        f"padding of batches changes the result by {difference:.1e}: use the mask of a Batch in the penalty"
+    )
 
 
 def _check_resumed(kind: str, whole: Mapping[str, np.ndarray], resumed: Mapping[str, np.ndarray]) -> None:
@@ -124,8 +160,7 @@ def _check_local_rule(rule: LocalRule) -> None:
         corrected = rule.correct(as_library(grad), as_library(w), as_library(w_global), **converted)
         assert is_close(corrected, expected, 1e-5), f"a local rule must be the same on {as_library.__module__} arrays"
     _check_after_training(rule, rng)
-    if rule.feature_penalty:
-        _check_feature_penalty(rule.feature_penalty, rng)
+    check_hooks(rule, rng)
 
 
 def _check_after_training(rule: LocalRule, rng: np.random.Generator) -> None:
@@ -144,14 +179,3 @@ def _refuse_changes_in_place(name: str, function: Callable[..., Any], *arguments
     function(*arguments, **vectors)
     same = all(np.array_equal(now, then) for now, then in zip(values, before, strict=True))
     assert same, f"{name} must not change its arguments in place"
-
-
-def _check_feature_penalty(penalty: Callable[..., Any], rng: np.random.Generator) -> None:
-    features = rng.normal(size=(3, 4, 5)).astype(np.float32)
-    expected = penalty(*features)
-    assert np.shape(expected) == (4,), (
-        f"a feature penalty must be one number per example, not of shape {np.shape(expected)}"
-    )
-    for as_library in installed_array_libraries():
-        same = is_close(penalty(*map(as_library, features)), expected, 1e-5)
-        assert same, f"a feature penalty must be the same on {as_library.__module__} arrays"

@@ -22,6 +22,7 @@ from fedlearn.core.schedules import learning_rates
 from fedlearn.core.tasks import Task
 from fedlearn.errors import require
 from fedlearn.loop.protocols import Trainer
+from fedlearn.loop.rule_support import require_support
 from fedlearn.trainers.batching import batch_plans, poisson_plans, rounds_of
 from fedlearn.trainers.numpy_steps import (
     clip_gradient,
@@ -72,6 +73,7 @@ class BaseTrainer:
     layout: Layout
     supports_dp_sgd = False
     supports_process_pool = False
+    rule_hooks = frozenset({"correct", "gradient"})
     initialization = FROM_SEED
     _is_checked = False  # True after the check of `example_gradients`
     max_predict_rows = 4096  # rows that `predict` passes to `outputs` at once
@@ -176,7 +178,8 @@ class BaseTrainer:
         gradient, step, loss = self._gradient_of(request, work), optimizer(local, state), 0.0
         for padded, rate in zip(plan_SB[:num_steps], rates_S.tolist(), strict=True):
             rows = padded[padded >= 0]
-            loss_N, grad_D = gradient(w_D, work.examples.x[rows], work.examples.y[rows])
+            batch = work.examples.x[rows], work.examples.y[rows]
+            loss_N, grad_D = _rule_gradient(gradient, rule, w_D, batch, w_global_D, vectors)
             loss += float(np.sum(loss_N))
             grad_D = clip_gradient(local.max_grad_norm, grad_D)
             w_D = step(w_D, rule.correct(grad_D, w_D, w_global_D, **vectors), rate)
@@ -204,13 +207,32 @@ class BaseTrainer:
         name, dp = type(self).__name__, request.local.example_dp
         expected = f"null, because {name} has no DP-SGD"
         require(dp is None or self.supports_dp_sgd, "local.example_dp", dp, expected, "privacy=central")
-        require_features(rule.feature_penalty is None)
-        expected = f"a strategy that does not change the loss, because {name} computes the gradient of its own loss"
-        changed = rule.adjust_logits is not None
-        require(not changed, "strategy", "one that adjusts logits", expected, "strategy=fedavg")
+        require_support(self, rule, request.local)
         buffers = ", ".join(self.layout.buffers[:2])
         expected = f"a model without buffers, because {name} does not train them"
         require(not buffers, "model", f"one with buffers ({buffers})", expected, "model=mlp")
+
+
+def _rule_gradient(
+    gradient: Callable[..., tuple[np.ndarray, np.ndarray]],
+    rule: LocalRule,
+    w_D: np.ndarray,
+    batch: tuple[np.ndarray, np.ndarray],
+    w_global_D: np.ndarray,
+    vectors: Mapping[str, np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the losses and the gradient of a batch, with the gradient of the local rule if it has one."""
+    if rule.gradient is None:
+        return gradient(w_D, *batch)
+    losses = []
+
+    def gradient_at(params_D: np.ndarray) -> np.ndarray:
+        loss_N, grad_D = gradient(params_D, *batch)
+        losses.append(loss_N)
+        return grad_D
+
+    grad_D = rule.gradient(gradient_at, w_D, w_global_D, **vectors)
+    return losses[0], grad_D
 
 
 def require_plain_training(rule: LocalRule, request: Request) -> None:
@@ -219,7 +241,7 @@ def require_plain_training(rule: LocalRule, request: Request) -> None:
     Raises:
         SettingError: The rule changes local training, or the request asks for DP-SGD.
     """
-    plain = rule.correct is LocalRule().correct and not rule.has_custom_loss
+    plain = not rule.hooks
     expected = "a strategy with plain local training: this trainer cannot correct gradients"
     require(plain, "strategy", "one that changes local training", expected, "strategy=fedavg")
     dp = request.local.example_dp
@@ -278,13 +300,13 @@ def class_counts(trainer: Trainer, task: Task, request: Request, work: Sequence[
 
 
 def require_features(has_features: bool) -> None:
-    """Refuse a model that has no features for `LocalRule.feature_penalty`.
+    """Refuse a model that has no features for `Batch.features`.
 
     Raises:
         SettingError: ``has_features`` is False.
     """
     expected = "a model that ends in one affine map (torch.nn.Linear, flax.linen.Dense) of features that it learns"
-    require(has_features, "strategy", "one that compares features", expected, "strategy=fedprox")
+    require(has_features, "strategy", "one that reads features", expected, "strategy=fedprox")
 
 
 def initial_parameters(

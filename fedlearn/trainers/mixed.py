@@ -42,6 +42,7 @@ class MixedTrainer:
         self.device = trainers[0].device
         self.initialization = trainers[0].initialization
         self.supports_dp_sgd = all(trainer.supports_dp_sgd for trainer in trainers)
+        self.rule_hooks = frozenset.intersection(*(trainer.rule_hooks for trainer in trainers))
         for trainer in trainers[1:]:
             if trainer.layout != self.layout:
                 raise FedlearnError(

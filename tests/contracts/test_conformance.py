@@ -14,7 +14,8 @@ from fedlearn.testing import LOCAL_SETTINGS, LinearTrainer, check_strategy, line
 from simulations import models
 
 BUILDERS = [getattr(strategies, name) for name in strategies.__all__]
-NEED_MORE = (strategies.fedlc, strategies.moon)  # need classes and a hidden layer, which LinearTrainer does not have
+# need classes and a hidden layer, which LinearTrainer does not have
+NEED_MORE = (strategies.feddecorr, strategies.fedgkd, strategies.fedlc, strategies.fedntd, strategies.moon)
 OF_ALL_TASKS = [builder for builder in BUILDERS if builder not in NEED_MORE]
 VARIANTS = [{}, {"clients_per_round": 3}, {"weighting": "equal"}]
 SMALL = {"personal_parameters": "out.bias"}  # for a model with one layer

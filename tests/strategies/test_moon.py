@@ -206,7 +206,7 @@ def test_other_layers_at_the_end_are_refused_in_both_frameworks(data):
 
 
 def test_a_trainer_that_has_no_features_says_so():
-    with pytest.raises(Exception, match="one that compares features"):
+    with pytest.raises(Exception, match="penalty in the loss"):
         check_strategy(strategies.moon(), data=linear_problem(), trainer=LinearTrainer(3))
 
 
@@ -267,9 +267,7 @@ def test_settings_out_of_range_are_refused(setting, value):
         strategies.moon(**{setting: value})
 
 
-def test_the_kit_finds_a_feature_penalty_that_is_not_one_number_per_example(data):
-    broken = Strategy(
-        select=everyone(), local=LocalRule(feature_penalty=lambda z, z_global, z_last: 0 * (z - z_global).sum())
-    )
+def test_the_kit_finds_a_penalty_that_is_not_one_number_per_example(data):
+    broken = Strategy(select=everyone(), local=LocalRule(penalty=lambda batch, w_global: 0 * batch.features))
     with pytest.raises(AssertionError, match="one number per example"):
         check_strategy(broken, data=data, trainer=trainer_of(data))

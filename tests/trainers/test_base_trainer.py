@@ -124,7 +124,7 @@ class WithBuffers(Plain):
 
 REFUSED = {
     "DP-SGD": (Plain(), request_with(example_dp=ExampleDP()), plain_training, r"local\.example_dp"),
-    "a feature penalty": (Plain(), REQUEST, LocalRule(feature_penalty=lambda f, g, h: 0), "strategy is one that"),
+    "a penalty": (Plain(), REQUEST, LocalRule(penalty=lambda batch, g: 0), "strategy is one with a penalty"),
     "adjusted logits": (Plain(), REQUEST, LocalRule(adjust_logits=lambda o, c: o), "one that adjusts logits"),
     "buffers": (WithBuffers(), REQUEST, plain_training, "model is one with buffers"),
 }
@@ -147,7 +147,8 @@ def test_it_refuses_a_batching_that_it_does_not_support(batching):
     [
         (proximal(0.1), {}),
         (LocalRule(adjust_logits=lambda o, c: o), {}),
-        (LocalRule(feature_penalty=lambda f, g, h: 0), {}),
+        (LocalRule(penalty=lambda batch, g: 0), {}),
+        (LocalRule(gradient=lambda gradient_at, w, g: gradient_at(w)), {}),
         (plain_training, {"example_dp": ExampleDP()}),
     ],
 )

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from fedlearn.algorithm.local_rule import LocalRule
+from fedlearn.algorithm.local_rule import HOOKS, LocalRule
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.layout import Layout
 from fedlearn.core.model_report import ModelReport
@@ -63,6 +63,7 @@ class RemoteTrainer:
     initialization: str = "weights from a node"
     supports_dp_sgd: bool = True  # the coordinator cannot check this; each node checks it
     supports_process_pool: bool = False
+    rule_hooks: frozenset[str] = frozenset(HOOKS)  # the coordinator cannot check this; each node checks it
 
     def close(self) -> None:
         """Do nothing, because this trainer has no resources to release."""

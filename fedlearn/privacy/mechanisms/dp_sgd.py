@@ -76,8 +76,11 @@ def _refuse(strategy: Strategy, local: LocalSettings) -> None:
     reason = "privacy=example accounts for the steps of local.epochs, but this strategy takes further steps"
     refuse_if(bool(strategy.local.personal_epochs), reason, "strategy=fedper, or privacy=central")
     reason = "privacy=example clips gradients of the loss of the task, but this strategy trains with another loss"
-    changed = strategy.local.adjust_logits is not None or strategy.local.feature_penalty is not None
-    refuse_if(changed, reason, "strategy=fedavg, or privacy=central")
+    refuse_if(strategy.local.has_custom_loss, reason, "strategy=fedavg, or privacy=central")
+    reason = "privacy=example accounts for one gradient per step, but this strategy takes several"
+    refuse_if(strategy.local.gradient is not None, reason, "strategy=fedavg, or privacy=central")
+    reason = "privacy=example accounts for the steps of local.epochs, but this strategy draws the number of steps"
+    refuse_if(strategy.local.num_steps is not None, reason, "strategy=fedavg, or privacy=central")
     refuse_with_example_dp(local)
 
 

@@ -14,18 +14,18 @@ from flax import linen as nn
 from fedlearn.trainers.base import require_features
 
 
-def with_features(run: Callable[[], Any], leaves: Collection[tuple[str, ...]]) -> tuple[jax.Array, jax.Array]:
-    """Return the outputs of a module, ``(B, C)``, and the features of the batch, ``(B, F)``.
+def record_features(
+    run: Callable[[], Any], leaves: Collection[tuple[str, ...]]
+) -> tuple[jax.Array, Callable[[], jax.Array]]:
+    """Return the outputs of a module, ``(B, C)``, and a function that returns the features of the batch, ``(B, F)``.
 
-    The features are the inputs of the last ``nn.Dense``. Its outputs must be the outputs of the module.
+    The features are the inputs of the last ``nn.Dense``. Its outputs must be the outputs of the module. The function
+    raises `SettingError` if the model does not end in an ``nn.Dense``, has no trainable parameters before it, or gives
+    an example more than one feature vector.
 
     Args:
         run: calls the module and returns its outputs.
         leaves: paths of the parameters of the module.
-
-    Raises:
-        SettingError: The model does not end in an ``nn.Dense``, has no trainable parameters before it, or gives an
-            example more than one feature vector.
     """
     calls: list[tuple[tuple[str, ...], jax.Array, jax.Array]] = []
 
@@ -37,8 +37,12 @@ def with_features(run: Callable[[], Any], leaves: Collection[tuple[str, ...]]) -
 
     with nn.intercept_methods(watch):
         outputs_BC = run()
-    last = next((call for call in calls if call[2] is outputs_BC), None)
-    has_parameters_before = last is not None and any(path[:-1] != last[0] for path in leaves)
-    require_features(last is not None and last[1].ndim == 2 and has_parameters_before)
-    assert last is not None
-    return outputs_BC, last[1]
+
+    def features() -> jax.Array:
+        last = next((call for call in calls if call[2] is outputs_BC), None)
+        has_parameters_before = last is not None and any(path[:-1] != last[0] for path in leaves)
+        require_features(last is not None and last[1].ndim == 2 and has_parameters_before)
+        assert last is not None
+        return last[1]
+
+    return outputs_BC, features

@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from fedlearn.algorithm.batch import Batch, ModelOutputs
 from fedlearn.algorithm.local_rule import LocalRule
 from fedlearn.core.optimizers import STATE_PREFIX, STEPS
 from fedlearn.core.records import LocalSettings
 from fedlearn.trainers.jax.block_arrays import num_examples
 from fedlearn.trainers.jax.dp_sgd import clipped_gradient
-from fedlearn.trainers.jax.features import with_features
+from fedlearn.trainers.jax.features import record_features
 from fedlearn.trainers.jax.flat_model import FlatModel
 from fedlearn.trainers.jax.loss_changes import training_loss
 from fedlearn.trainers.jax.losses import Loss
@@ -55,12 +56,16 @@ class LocalSteps:
             client_state, start_D, (counts_C, weights_C, previous_D), seeds, rates_S, kept = rest
             optimizer = build_optimizer(local, rates_S)
             loss = training_loss(self.loss, self.task, local, weights_C) if local.changes_loss else self.loss
+            flat = {**client_state, **broadcast}
+            previous = {"w_previous": previous_D} if rule.previous_model else {}
+            penalty = rule.penalty and partial(_penalty, rule.penalty, params_D, {**flat, **previous})
             params, start_D = self.model.unflatten(params_D), params_D if start_D is None else start_D
-            penalty = rule.feature_penalty and partial(self._penalty, rule, (params_D, previous_D))
             adjust = partial(_adjust, rule, counts_C)
             gradient_of = private_gradient or partial(self._gradient, local.micro_batch_size, loss, adjust, penalty)
+            if rule.gradient is not None:
+                gradient_of = partial(self._rule_gradient, rule, gradient_of, params_D, flat)
             start, stats = self.model.unflatten(start_D), self.model.unflatten_statistics(start_D)
-            vectors = {name: self.model.unflatten(v_D) for name, v_D in {**client_state, **broadcast}.items()}
+            vectors = {name: self.model.unflatten(v_D) for name, v_D in flat.items()}
             names = list(vectors)
             roots = [jax.random.wrap_key_data(seed, impl="threefry2x32") for seed in seeds]
             keys = [jax.random.fold_in(root, client) for root in roots]
@@ -127,7 +132,7 @@ class LocalSteps:
             micro_size: examples per forward pass; None for the whole batch.
             loss: ``(outputs_BC, y_B) -> loss_B``.
             adjust: changes the outputs before the loss.
-            penalty: ``(x_B, features_BF) -> penalty_B`` to add to the losses, or None.
+            penalty: ``(batch) -> penalty`` to add to the losses, or None.
             model: weights and statistics.
             x: inputs of the batch.
             y: targets of the batch.
@@ -169,12 +174,49 @@ class LocalSteps:
         self, params: Any, stats: Any, x: Any, y: Any, real_B: Any, key: Any, loss: Loss, adjust: Any, penalty: Any
     ) -> tuple[jax.Array, Any]:
         """Return the loss of each example in training mode, and the statistics after the batch."""
-        if penalty is None:
-            outputs, new_stats = self.model.training_outputs(params, stats, x, real_B, key)
-            return loss(adjust(outputs), y), new_stats
         run = partial(self.model.training_outputs, params, stats, x, real_B, key)
-        outputs, features_BF = with_features(lambda: run()[0], self.model.parameters)
-        return loss(adjust(outputs), y) + penalty(x, features_BF), stats
+        if penalty is None:
+            outputs, new_stats = run()
+            return loss(adjust(outputs), y), new_stats
+        new: list[Any] = []
+
+        def outputs_of_run() -> Any:
+            outputs, new_stats = run()
+            new.append(new_stats)
+            return outputs
+
+        outputs, features = record_features(outputs_of_run, self.model.parameters)
+        fixed = partial(self._run_fixed, x)
+        batch = Batch(outputs=outputs, read_features=features, targets=y, mask=real_B, run=fixed)
+        return loss(adjust(outputs), y) + penalty(batch), new[0]
+
+    def _run_fixed(self, x: jax.Array, params_D: jax.Array) -> ModelOutputs:
+        """Return the outputs of a model that is not trained, in evaluation mode and without gradients."""
+        run = partial(self.model.outputs, lax.stop_gradient(params_D), x)
+        outputs, features = record_features(run, self.model.parameters)
+        return ModelOutputs(outputs=outputs, read_features=features)
+
+    def _rule_gradient(
+        self,
+        rule: LocalRule,
+        gradient_of: Any,
+        global_D: jax.Array,
+        vectors: Mapping[str, jax.Array],
+        model: Any,
+        *batch: Any,
+    ) -> tuple[Any, jax.Array, Any]:
+        """Return the gradient of the local rule; the total loss and the statistics of its first gradient."""
+        assert rule.gradient is not None
+        weights, stats = model
+        zeros, results = jax.tree.map(jnp.zeros_like, stats), []
+
+        def gradient_at(params_D: jax.Array) -> jax.Array:
+            gradient, total, new_stats = gradient_of((self.model.unflatten(params_D), stats), *batch)
+            results.append((total, new_stats))
+            return self.model.flatten(gradient, zeros)
+
+        grad_D = rule.gradient(gradient_at, self.model.flatten(weights, stats), global_D, **vectors)
+        return self.model.unflatten(grad_D), *results[0]
 
     def private_losses(self, params: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
         """Return the loss of each example in training mode, for a model without statistics."""
@@ -183,14 +225,6 @@ class LocalSteps:
     def private_outputs(self, params: Any, x: jax.Array, key: jax.Array) -> Any:
         """Return the outputs in training mode, for a model without statistics."""
         return self.model.training_outputs(params, {}, x, jnp.ones(num_examples(x), bool), key)[0]
-
-    def _penalty(self, rule: LocalRule, models: Any, x: jax.Array, features_BF: jax.Array) -> jax.Array:
-        """Return the values that the rule adds to the losses. ``models`` are vectors ``(D,)`` that are not trained."""
-        assert rule.feature_penalty is not None
-        runs = [partial(self.model.outputs, model_D, x) for model_D in models]
-        features = (with_features(run, self.model.parameters)[1] for run in runs)
-        penalty_B: jax.Array = rule.feature_penalty(features_BF, *features)
-        return penalty_B
 
 
 def _split_gradient(
@@ -224,6 +258,11 @@ def _split_gradient(
     first = (jax.tree.map(jnp.zeros_like, weights), jnp.zeros(()), stats)
     (gradient, total, stats), _ = lax.scan(add, first, (jnp.arange(num_parts), *parts))
     return gradient, total, stats
+
+
+def _penalty(penalty: Any, global_D: jax.Array, vectors: Mapping[str, jax.Array], batch: Batch) -> Any:
+    """Return the penalty of a rule for a batch."""
+    return penalty(batch, global_D, **vectors)
 
 
 def _adjust(rule: LocalRule, counts_C: Any, outputs: jax.Array) -> Any:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedlearn.algorithm.local_rule import PREVIOUS_MODEL, LocalRule
+from fedlearn.algorithm.local_rule import HOOKS, PREVIOUS_MODEL, LocalRule
 from fedlearn.core.arrays import as_numpy
 from fedlearn.core.inputs import join_inputs, split_inputs
 from fedlearn.core.layout import default_initial_parameters
@@ -105,6 +105,7 @@ class JaxTrainer:
     """
 
     framework, supports_dp_sgd, supports_process_pool = "jax", True, False  # a forked process has no JAX threads
+    rule_hooks = frozenset(HOOKS)
 
     def __init__(
         self,
@@ -234,7 +235,7 @@ class JaxTrainer:
         needs_counts = rule.adjust_logits is not None or request.local.class_weights is not None
         counts_KC = class_counts(self, self.task, request, work) if needs_counts else None
         weights_KC = None if counts_KC is None else class_weights(request.local, counts_KC)
-        previous = [client_work.client_state[PREVIOUS_MODEL] for client_work in work] if rule.feature_penalty else None
+        previous = [client_work.client_state[PREVIOUS_MODEL] for client_work in work] if rule.previous_model else None
         rule_inputs_K = (counts_KC, weights_KC, None if previous is None else np.stack(previous))
         broadcast = {name: request.broadcast[name] for name in rule.receives}
         is_secret = request.deployed and request.local.example_dp is not None

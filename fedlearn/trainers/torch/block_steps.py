@@ -5,7 +5,7 @@ Shapes: K clients in a block, D parameters, S local steps, B batch, M micro-batc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,8 @@ from fedlearn.trainers.torch.noise import GridNoise
 from fedlearn.trainers.torch.optimizers import clip_rows, optimizer_step
 from fedlearn.trainers.torch.rule_losses import Losses, RuleInputs, TrainingLosses
 
+# (params_D, inputs, vectors, x_B, y_B, real_B) -> gradient_D, total loss
+BlockGradient = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 MAX_PER_EXAMPLE_GRADIENT_BYTES = 2**28  # maximum size of the per-example gradients in memory
 VMAP_GROUP_SIZE = 256  # number of clients that step together on a CPU
 
@@ -86,28 +88,30 @@ class BlockSteps:
         """Return the gradient function of clients that step together."""
         if job.local.example_dp:
             return self._private_gradients(job, job.work[group])
-        gradients: Callable[..., tuple[torch.Tensor, torch.Tensor]] = self._gradients
-        if job.changes_loss:
-            inputs = [self.losses.inputs_of(job, k) for k in range(len(job.work))[group]]
-            inputs_K = {name: torch.stack([client_inputs[name] for client_inputs in inputs]) for name in inputs[0]}
-            gradients = partial(self._rule_gradients, job, inputs_K)
-        size = job.local.micro_batch_size
-        return gradients if size is None else partial(_split_gradients, gradients, size)
+        gradient_of: BlockGradient = partial(self._client_gradient, job)
+        if job.local.micro_batch_size is not None:
+            gradient_of = partial(_split_gradient, gradient_of, job.local.micro_batch_size)
+        if job.rule.gradient is not None:
+            gradient_of = partial(_rule_gradient, job, gradient_of)
+        inputs_K = _stack([self.losses.inputs_of(job, k) for k in range(len(job.work))[group]])
+        vectors_K = _stack([job.state_of(work) if job.rule.gradient else {} for work in job.work[group]])
 
-    def _gradients(self, params_KD: torch.Tensor, *batch_KB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the gradient of the mean loss of each client, and the total losses."""
-        gradient_of = torch.func.grad(partial(self._mean_loss, self.losses.plain), has_aux=True)
-        return torch.func.vmap(gradient_of)(params_KD, *batch_KB)
+        def gradients(params_KD: torch.Tensor, *batch_KB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.func.vmap(gradient_of)(params_KD, inputs_K, vectors_K, *batch_KB)
 
-    def _rule_gradients(
-        self, job: Job, inputs_K: RuleInputs, params_KD: torch.Tensor, *batch_KB: torch.Tensor
+        return gradients
+
+    def _client_gradient(
+        self,
+        job: Job,
+        params_D: torch.Tensor,
+        inputs: RuleInputs,
+        vectors: Mapping[str, torch.Tensor],
+        *batch_B: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the gradients and total losses under a rule or settings that change the loss."""
-
-        def mean_loss(params_D: torch.Tensor, inputs: RuleInputs, *batch_B: torch.Tensor) -> Any:
-            return self._mean_loss(partial(self.losses.changed, job, inputs), params_D, *batch_B)
-
-        return torch.func.vmap(torch.func.grad(mean_loss, has_aux=True))(params_KD, inputs_K, *batch_KB)
+        """Return the gradient of the mean loss of one client, and its total loss."""
+        losses = partial(self.losses.changed, job, inputs) if job.changes_loss else self.losses.plain
+        return torch.func.grad(partial(self._mean_loss, losses), has_aux=True)(params_D, *batch_B)
 
     def _private_gradients(
         self, job: Job, work: Sequence[ClientWork]
@@ -152,7 +156,7 @@ class BlockSteps:
         self, losses: Losses, params_D: torch.Tensor, x_B: Any, y_B: torch.Tensor, real_B: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and sum of the loss over the real examples of a batch."""
-        loss_B = torch.where(real_B, losses(partial(self.model.apply, params_D), x_B, y_B), 0.0)
+        loss_B = torch.where(real_B, losses(partial(self.model.apply, params_D), x_B, y_B, real_B), 0.0)
         return loss_B.sum() / real_B.sum().clamp(min=1), loss_B.detach().sum()
 
     def _inputs(self, arrays: Sequence[np.ndarray]) -> tuple[Any, torch.Tensor]:
@@ -184,22 +188,44 @@ def _rows_of(array: torch.Tensor, rows_KB: torch.Tensor, real_KB: torch.Tensor) 
     return torch.where(real_KB.view(*real_KB.shape, *(1,) * (array.ndim - 1)), rows, rows.new_zeros(()))
 
 
-def _split_gradients(
-    gradients: Callable[..., tuple[torch.Tensor, torch.Tensor]],
-    size: int,
-    params_KD: torch.Tensor,
-    x_KB: Any,
-    y_KB: torch.Tensor,
-    real_KB: torch.Tensor,
+def _stack(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return the values of K clients by name, ``(K, ...)``."""
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _rule_gradient(
+    job: Job,
+    gradient_of: BlockGradient,
+    params_D: torch.Tensor,
+    inputs: RuleInputs,
+    vectors: Mapping[str, torch.Tensor],
+    *batch_B: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return gradients of mean losses and total losses, with at most ``size`` examples of each client per pass."""
-    count_K1, sum_KD, total_K = real_KB.sum(dim=1, keepdim=True).clamp(min=1), None, None
-    parts = zip(divide(x_KB, size, 1), y_KB.split(size, dim=1), real_KB.split(size, dim=1), strict=True)
-    for x_KM, y_KM, real_KM in parts:
-        gradient_KD, loss_K = gradients(params_KD, x_KM, y_KM, real_KM)
-        weighted_KD = gradient_KD * (real_KM.sum(dim=1, keepdim=True) / count_K1)
-        sum_KD = weighted_KD if sum_KD is None else sum_KD + weighted_KD
-        total_K = loss_K if total_K is None else total_K + loss_K
-    assert sum_KD is not None
-    assert total_K is not None
-    return sum_KD, total_K
+    """Return the gradient of the local rule, and the total loss of its first gradient."""
+    assert job.rule.gradient is not None
+    totals: list[torch.Tensor] = []
+
+    def gradient_at(point_D: torch.Tensor) -> torch.Tensor:
+        gradient_D, total = gradient_of(point_D, inputs, vectors, *batch_B)
+        totals.append(total)
+        return gradient_D
+
+    return job.rule.gradient(gradient_at, params_D, job.global_D, **vectors, **job.broadcast), totals[0]
+
+
+def _split_gradient(
+    gradient_of: BlockGradient,
+    size: int,
+    params_D: torch.Tensor,
+    inputs: RuleInputs,
+    vectors: Mapping[str, torch.Tensor],
+    *batch_B: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the gradient of the mean loss and the total loss, with at most ``size`` examples per pass."""
+    count, gradient_D, total = batch_B[-1].sum().clamp(min=1), torch.zeros_like(params_D), params_D.new_zeros(())
+    x_B, *others = batch_B
+    for batch_M in zip(divide(x_B, size), *(rows_B.split(size) for rows_B in others), strict=True):
+        part_D, loss = gradient_of(params_D, inputs, vectors, *batch_M)
+        gradient_D = gradient_D + part_D * (batch_M[-1].sum() / count)
+        total = total + loss
+    return gradient_D, total

@@ -25,6 +25,7 @@ from fedlearn.trainers.torch.job import Job
 from fedlearn.trainers.torch.network import divide, take
 from fedlearn.trainers.torch.noise import GridNoise
 from fedlearn.trainers.torch.optimizers import Gradients, KeptState, clip_gradients, optimizer_step
+from fedlearn.trainers.torch.point_gradients import PointGradients
 from fedlearn.trainers.torch.rule_losses import Losses, TrainingLosses
 
 # (x_B, y_B, rows_B) -> gradients, loss_B
@@ -101,13 +102,17 @@ class ClientSteps:
             partial(self.losses.changed, job, self.losses.inputs_of(job, k)) if job.changes_loss else self.losses.plain
         )
         size = job.local.micro_batch_size
-        return partial(self._gradient, losses=losses) if size is None else partial(self._split_gradient, losses, size)
+        gradient_of: GradientOf = partial(self._gradient, losses=losses)
+        if size is not None:
+            gradient_of = partial(self._split_gradient, losses, size)
+        return gradient_of if job.rule.gradient is None else partial(self._rule_gradient, job, job.work[k], gradient_of)
 
     def _gradient(
         self, x_B: Any, y_B: torch.Tensor, rows_B: torch.Tensor, *, losses: Losses
     ) -> tuple[Gradients, torch.Tensor]:
         """Return the gradient of the mean loss, and the loss of each example."""
-        loss_B = losses(self.model.module, x_B, y_B)
+        real_B = torch.ones(len(y_B), dtype=torch.bool, device=y_B.device)
+        loss_B = losses(self.model.module, x_B, y_B, real_B)
         mean_B = loss_B.new_full(loss_B.shape, 1 / len(loss_B))
         return torch.autograd.grad(loss_B, self.model.leaves, mean_B, materialize_grads=True), loss_B.detach()
 
@@ -123,6 +128,22 @@ class ClientSteps:
             parts.append(loss_M)
         assert sums is not None
         return tuple(sums), torch.cat(parts)
+
+    def _rule_gradient(
+        self,
+        job: Job,
+        work: ClientWork,
+        gradient_of: GradientOf,
+        x_B: Any,
+        y_B: torch.Tensor,
+        rows_B: torch.Tensor,
+    ) -> tuple[Gradients, torch.Tensor]:
+        """Return the gradient of the local rule, and the losses of its first gradient."""
+        assert job.rule.gradient is not None
+        points = PointGradients(self.model, lambda: gradient_of(x_B, y_B, rows_B))
+        grad_D = job.rule.gradient(points.gradient_at, points.start_D, job.global_D, **job.rule_vectors(work))
+        points.restore()
+        return tuple(self.model.split(grad_D)), points.loss_B
 
     def _private_gradient(self, job: Job, work: ClientWork) -> GradientOf:
         """Return the gradient function of DP-SGD: the sum of clipped gradients plus noise, over the expected batch."""

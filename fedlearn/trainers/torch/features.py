@@ -14,18 +14,18 @@ from torch import nn
 from fedlearn.trainers.base import require_features
 
 
-def with_features(module: nn.Module, run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the outputs of a module, ``(B, C)``, and the features of the batch, ``(B, F)``.
+def record_features(
+    module: nn.Module, run: Callable[[], torch.Tensor]
+) -> tuple[torch.Tensor, Callable[[], torch.Tensor]]:
+    """Return the outputs of a module, ``(B, C)``, and a function that returns the features of the batch, ``(B, F)``.
 
-    The features are the inputs of the last ``nn.Linear``. Its outputs must be the outputs of the module.
+    The features are the inputs of the last ``nn.Linear``. Its outputs must be the outputs of the module. The function
+    raises `SettingError` if the model does not end in an ``nn.Linear``, has no trainable parameters before it, or
+    gives an example more than one feature vector.
 
     Args:
         module: the model.
         run: calls the module and returns its outputs.
-
-    Raises:
-        SettingError: The model does not end in an ``nn.Linear``, has no trainable parameters before it, or gives an
-            example more than one feature vector.
     """
     calls: list[tuple[nn.Module, torch.Tensor, torch.Tensor]] = []
 
@@ -38,10 +38,14 @@ def with_features(module: nn.Module, run: Callable[[], torch.Tensor]) -> tuple[t
     finally:
         for hook in hooks:
             hook.remove()
-    last = next((call for call in calls if call[2] is outputs_BC), None)
-    require_features(last is not None and last[1].ndim == 2 and _has_trainable_parameters_before(module, last[0]))
-    assert last is not None
-    return outputs_BC, last[1]
+
+    def features() -> torch.Tensor:
+        last = next((call for call in calls if call[2] is outputs_BC), None)
+        require_features(last is not None and last[1].ndim == 2 and _has_trainable_parameters_before(module, last[0]))
+        assert last is not None
+        return last[1]
+
+    return outputs_BC, features
 
 
 def _has_trainable_parameters_before(module: nn.Module, last: nn.Module) -> bool:

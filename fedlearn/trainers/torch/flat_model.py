@@ -5,6 +5,7 @@ Shapes: D parameters, B batch, C outputs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -87,6 +88,21 @@ class FlatModel:
     def inputs(self, array: np.ndarray) -> Any:
         """Return the inputs of a model on its device: a tensor, or a mapping or a tuple of tensors."""
         return map_inputs(self.to_device, split_inputs(array))
+
+    def join(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return one tensor per trainable parameter as a flat vector, with 0 for buffers."""
+        vector_D = torch.zeros_like(self.flat_D)
+        torch._foreach_copy_(self.split(vector_D), list(gradients))
+        return vector_D
+
+    def buffer_state(self) -> list[torch.Tensor]:
+        """Return copies of all buffers."""
+        return [buffer.clone() for buffer in self.module.buffers()]
+
+    def set_buffers(self, values: Sequence[torch.Tensor]) -> None:
+        """Set all buffers to these values."""
+        for buffer, value in zip(self.module.buffers(), values, strict=True):
+            buffer.copy_(value)
 
     def apply(self, params_D: torch.Tensor, x_B: Any) -> torch.Tensor:
         """Return the outputs of the module with these parameters."""

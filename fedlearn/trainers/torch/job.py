@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedlearn.algorithm.local_rule import LocalRule
+from fedlearn.algorithm.local_rule import PREVIOUS_MODEL, LocalRule
 from fedlearn.core.records import ClientWork, LocalSettings, Request
 from fedlearn.core.schedules import shares_rates
 from fedlearn.trainers.torch.optimizers import is_elementwise
@@ -74,4 +74,16 @@ class Job:
 
     def vectors(self, work: ClientWork) -> dict[str, torch.Tensor]:
         """Return the vectors ``(D,)`` of the local rule: global model, client state, broadcast values."""
-        return {"w_global": self.global_D, **self.state_of(work), **self.broadcast}
+        return {"w_global": self.global_D, **self.rule_vectors(work)}
+
+    def rule_vectors(self, work: ClientWork) -> dict[str, torch.Tensor]:
+        """Return client state and broadcast values of the local rule, vectors ``(D,)`` by name."""
+        return {**self.state_of(work), **self.broadcast}
+
+    def penalty_state(self, work: ClientWork) -> dict[str, torch.Tensor]:
+        """Return copies of the client state for the penalty. The alignment of memory can change the last bit."""
+        state = {name: v_D.clone() for name, v_D in self.state_of(work).items()}
+        if not self.rule.previous_model:
+            return state
+        previous_D = torch.as_tensor(work.client_state[PREVIOUS_MODEL], device=self.global_D.device)
+        return {**state, "w_previous": previous_D.clone()}

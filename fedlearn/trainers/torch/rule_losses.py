@@ -11,16 +11,18 @@ from typing import Any
 
 import torch
 
-from fedlearn.algorithm.local_rule import PREVIOUS_MODEL
-from fedlearn.trainers.torch.features import with_features
+from fedlearn.algorithm.batch import Batch, ModelOutputs
+from fedlearn.trainers.torch.features import record_features
 from fedlearn.trainers.torch.flat_model import FlatModel
 from fedlearn.trainers.torch.job import Job
 from fedlearn.trainers.torch.loss_changes import training_loss
 from fedlearn.trainers.torch.losses import Loss
 
 Forward = Callable[[Any], torch.Tensor]  # a model: x_B -> outputs_BC
-Losses = Callable[[Forward, Any, torch.Tensor], torch.Tensor]  # (model, x_B, y_B) -> loss_B
+# (model, x_B, y_B, real_B) -> loss_B
+Losses = Callable[[Forward, Any, torch.Tensor, torch.Tensor], torch.Tensor]
 RuleInputs = Mapping[str, torch.Tensor]  # values of one client for a rule that changes the loss
+STATE = "state/"  # prefix of client states in `RuleInputs`
 
 
 class TrainingLosses:
@@ -35,37 +37,46 @@ class TrainingLosses:
     def __init__(self, model: FlatModel, loss: Loss, task: str) -> None:
         self.model, self.loss, self.task = model, loss, task
 
-    def plain(self, run: Forward, x_B: Any, y_B: torch.Tensor) -> torch.Tensor:
+    def plain(self, run: Forward, x_B: Any, y_B: torch.Tensor, real_B: torch.Tensor) -> torch.Tensor:
         """Return the loss of each example, without changes by a rule."""
         return self.loss(run(x_B), y_B)
 
     def inputs_of(self, job: Job, k: int) -> RuleInputs:
-        """Return the inputs of a rule that changes the loss: class counts, and models whose features it compares."""
+        """Return the values of one client for a rule that changes the loss: class counts and client state."""
         vectors_KC = {"counts": job.counts_KC, "weights": job.weights_KC}
         inputs = {name: rows_KC[k] for name, rows_KC in vectors_KC.items() if rows_KC is not None}
-        if job.rule.feature_penalty:  # torch allocates this memory, because its alignment can change the last bit
-            inputs["models"] = torch.stack(
-                [job.global_D, self.model.to_device(job.work[k].client_state[PREVIOUS_MODEL])]
-            )
+        if job.rule.penalty is not None:
+            inputs |= {f"{STATE}{name}": v_D for name, v_D in job.penalty_state(job.work[k]).items()}
         return inputs
 
-    def changed(self, job: Job, inputs: RuleInputs, run: Forward, x_B: Any, y_B: torch.Tensor) -> torch.Tensor:
+    def changed(
+        self,
+        job: Job,
+        inputs: RuleInputs,
+        run: Forward,
+        x_B: Any,
+        y_B: torch.Tensor,
+        real_B: torch.Tensor,
+    ) -> torch.Tensor:
         """Return the loss of each example, with the changes of the local rule and of the settings."""
         rule = job.rule
-        if rule.feature_penalty is None:
+        if rule.penalty is None:
             outputs_BC, penalty_B = run(x_B), 0
         else:
-            outputs_BC, features_BF = with_features(self.model.module, partial(run, x_B))
-            features = (self._features(model_D, x_B) for model_D in inputs["models"])
-            penalty_B = rule.feature_penalty(features_BF, *features)
+            outputs_BC, features = record_features(self.model.module, partial(run, x_B))
+            fixed = partial(self._run_fixed, x_B)
+            batch = Batch(outputs=outputs_BC, read_features=features, targets=y_B, mask=real_B, run=fixed)
+            state = {name.removeprefix(STATE): v_D for name, v_D in inputs.items() if name.startswith(STATE)}
+            penalty_B = rule.penalty(batch, job.global_D, **state, **job.broadcast)
         logits_BC = rule.adjust_logits(outputs_BC, inputs["counts"]) if rule.adjust_logits else outputs_BC
         loss = training_loss(self.loss, self.task, job.local, inputs.get("weights"))
         return loss(logits_BC, y_B) + penalty_B
 
-    def _features(self, params_D: torch.Tensor, x_B: Any) -> torch.Tensor:
-        """Return the features of a model that is not trained, in evaluation mode and without gradients."""
+    def _run_fixed(self, x_B: Any, params_D: torch.Tensor) -> ModelOutputs:
+        """Return the outputs of a model that is not trained, in evaluation mode and without gradients."""
         self.model.module.eval()
         with torch.no_grad():
-            _, features_BF = with_features(self.model.module, partial(self.model.apply, params_D, x_B))
+            run = partial(self.model.apply, params_D, x_B)
+            outputs_BC, features = record_features(self.model.module, run)
         self.model.module.train()
-        return features_BF
+        return ModelOutputs(outputs=outputs_BC, read_features=features)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedlearn.algorithm.local_rule import LocalRule
+from fedlearn.algorithm.local_rule import HOOKS, LocalRule
 from fedlearn.core.inputs import join_inputs
 from fedlearn.core.model_report import ModelReport
 from fedlearn.core.records import Array, ClientWork, Examples, LocalSettings, MetricSum, Request, Updates
@@ -98,7 +98,7 @@ class TorchTrainer:
       one round.
     """
 
-    framework, supports_dp_sgd = "torch", True
+    framework, supports_dp_sgd, rule_hooks = "torch", True, frozenset(HOOKS)
 
     def __init__(
         self,
@@ -232,6 +232,8 @@ class TorchTrainer:
     ) -> Job:
         """Return the training of a block of clients, with all shared values on the device."""
         local, to_device = request.local, self._model.to_device
+        # models that a rule runs are copied, because the alignment of memory can change the last bit
+        to_vector = (lambda v_D: to_device(v_D).clone()) if rule.penalty or rule.gradient else to_device
         needs_counts = rule.adjust_logits is not None or local.class_weights is not None
         counts_KC = class_counts(self, self.task, request, work) if needs_counts else None
         weights_KC = None if counts_KC is None else class_weights(local, counts_KC)
@@ -241,8 +243,8 @@ class TorchTrainer:
             work=work,
             plan_KSB=plan_KSB,
             steps_K=steps_K,
-            global_D=to_device(request.params_D),
-            broadcast={name: to_device(request.broadcast[name]) for name in rule.receives},
+            global_D=to_vector(request.params_D),
+            broadcast={name: to_vector(request.broadcast[name]) for name in rule.receives},
             counts_KC=None if counts_KC is None else to_device(counts_KC),
             weights_KC=None if weights_KC is None else to_device(weights_KC),
             rates_KS=learning_rates(local.schedule, local.learning_rate, rounds_K, steps_K),
