@@ -265,6 +265,8 @@ def _mean_steps(request: Request, partial: PartialAggregate, *, withheld: bool) 
     if request.local.steps is not None:
         return float(request.local.steps)
     return 0.0 if withheld else float(np.mean(partial.num_steps_per_client))
+
+
 def _client_models(
     strategy: Strategy, layout: Layout, state: ServerState, cohort: Sequence[ClientId]
 ) -> dict[ClientId, Array]:

@@ -31,6 +31,7 @@ GOLDEN = {
     "fedavgm": [0.074867, 1.0839438, 2.1424441, 0.7858396],
     "fedbn": [0.0136504, 0.9078064, 1.4046357, 0.8687826],
     "fedbuff": [-0.0145561, 0.8108622, 1.1553053, 0.9169139],
+    "fedcm": [-0.0317749, 1.1423781, 2.0468061, 1.0145006],
     "feddyn": [0.0087262, 0.9391302, 1.2863016, 0.8445237],
     "fedexp": [0.0009039, 0.9658377, 1.4460135, 0.9625041],
     "fedmedian": [0.00322, 0.8451567, 1.2574214, 0.862988],
@@ -38,6 +39,8 @@ GOLDEN = {
     "fedper": [0.0136504, 0.9078064, 1.4046357, 0.8687826],
     "fedprox": [-0.0155408, 0.9120352, 1.3929322, 0.8655255],
     "fedrep": [0.0136504, 0.9015414, 1.4142436, 0.8433957],
+    "fedsam": [-0.0175676, 0.9122012, 1.4121097, 0.8624308],
+    "fedspeed": [0.0098772, 0.9739472, 2.3603621, 1.1048357],
     "fedtrimmedavg": [0.0034363, 0.9127325, 1.2995584, 0.8978847],
     "fedyogi": [-0.0357478, 0.6701317, -0.2382706, 0.6770204],
     "fltrust": [0.0585267, 0.9473521, 0.4310557, 0.7493553],
@@ -48,6 +51,7 @@ GOLDEN = {
     "oort": [-0.0130929, 0.9799333, 1.3473095, 0.9973719],
     "pfedme": [0.0069185, 0.9080061, 1.2625293, 0.8877344],
     "power_of_choice": [-0.0335794, 1.238493, 1.0705248, 1.0573941],
+    "proxskip": [0.0030231, 0.9792568, 1.1809188, 0.8897378],
     "qfedavg": [-0.0053979, 0.8515657, 0.8796031, 0.8064224],
     "rfa": [0.0208083, 0.8920325, 1.2283962, 0.8259455],
     "scaffold": [-0.0231031, 0.9352968, 1.1549395, 0.8435597],
@@ -64,7 +68,8 @@ def test_a_golden_run_ends_where_it_always_did(name):
     taken = settings.keys() & signature(builder).parameters.keys()
     strategy = builder(**{setting: settings[setting] for setting in taken})
     state = start(strategy, trainer.init(1), engine, seed=1)
-    local = LocalSettings(epochs=2, batch_size=4, learning_rate=0.05)
+    epochs = 2 if strategy.local.num_steps is None else 1
+    local = LocalSettings(epochs=epochs, batch_size=4, learning_rate=0.05)
     for done in federate(strategy, engine, state, schedule=Schedule(rounds=10), local=local):
         state = done.state
     assert np.allclose(state.params_D, GOLDEN[name], rtol=0, atol=2e-6), state.params_D.tolist()

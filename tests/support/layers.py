@@ -61,6 +61,7 @@ TABLE = {
     "tests/simulations/test_robustness": "cli",
     "tests/simulations/test_secagg_benchmark": "cli",
     "tests/strategies/test_heterogeneity": "framework",
+    "tests/strategies/test_local_steps": "framework",
     "tests/strategies/test_moon": "framework",
     "tests/strategies/test_personalization": "framework",
     "tests/test_architecture": "process",

@@ -210,7 +210,8 @@ def test_cohorts_of_other_clients_and_other_sizes_share_what_jax_has_compiled(di
         order = Request(round=round, seed=1, params_D=made.init(1), local=LocalSettings(batch_size=10))
         made.fit(order, plain_training, work)
         seen.add((len(work), -(-max(sizes) // 10)))
-    programs = made._block("map", plain_training, order.local, False, False)._cache_size()
+    settings = LocalSettings(batch_size=10)
+    programs = made._block("map", plain_training, settings, False, False)._cache_size()
     assert len(seen) > 15
     assert programs <= 8  # the number of steps grows at most twice; 13 to 22 clients per core are rounded up
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from typing import Any
 
@@ -240,7 +241,8 @@ class JaxTrainer:
         broadcast = {name: request.broadcast[name] for name in rule.receives}
         is_secret = request.deployed and request.local.example_dp is not None
         seeds_K22 = _secret_seeds(len(work)) if is_secret else draw_by_round(rounds_K, partial(_seeds, request.seed))
-        block = self._block(self.batching, rule, request.local, request.deployed, layerwise)
+        program_settings = replace(request.local, epochs=1, steps=None)  # programs do not depend on the number of steps
+        block = self._block(self.batching, rule, program_settings, request.deployed, layerwise)
         with jax.default_device(self._jax_device):
             x, x_starts_K = self._arrays.inputs([client_work.examples.x for client_work in work])
             y, y_starts_K = self._arrays.concatenate([client_work.examples.y for client_work in work])
