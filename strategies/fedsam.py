@@ -1,8 +1,7 @@
 """FedSAM: clients minimize the loss in a neighborhood, so that the global model lies in a flat minimum."""
 
-from collections.abc import Callable
-
 from fedlearn import Array, LocalRule, Strategy, mean, uniform
+from fedlearn.algorithm import GradientAt
 from fedlearn.extend import array_namespace, is_number, require
 
 
@@ -21,7 +20,7 @@ def fedsam(*, rho: float = 0.05, clients_per_round: int | None = None, weighting
     """
     require(is_number(rho, at_least=0), "rho", rho, "a number >= 0; 0 is FedAvg", "rho=0.05")
 
-    def sharpness_aware(gradient_at: Callable[[Array], Array], w: Array, w_global: Array) -> Array:
+    def sharpness_aware(gradient_at: GradientAt, w: Array, w_global: Array) -> Array:
         grad = gradient_at(w)
         return gradient_at(w + rho * grad / (array_namespace(grad).linalg.vector_norm(grad) + 1e-12))
 

@@ -1,8 +1,7 @@
 """FedSpeed: two gradients per step against overfitting, and corrected proximal steps against client drift."""
 
-from collections.abc import Callable
-
 from fedlearn import Array, LocalRule, Strategy, mean, uniform
+from fedlearn.algorithm import GradientAt
 from fedlearn.extend import is_number, require
 
 
@@ -28,7 +27,7 @@ def fedspeed(
     require(is_number(alpha, at_least=0) and alpha <= 1, "alpha", alpha, "a number in [0, 1]", "alpha=0.9")
     require(is_number(penalty, at_least=0) and penalty > 0, "penalty", penalty, "a number > 0", "penalty=0.1")
 
-    def quasi_gradient(gradient_at: Callable[[Array], Array], w: Array, w_global: Array, prox: Array) -> Array:
+    def quasi_gradient(gradient_at: GradientAt, w: Array, w_global: Array, prox: Array) -> Array:
         grad = gradient_at(w)
         return (1 - alpha) * grad + alpha * gradient_at(w + rho * grad)
 

@@ -18,6 +18,7 @@ from fedlearn.algorithm.client_selection import (
     weighted,
 )
 from fedlearn.algorithm.local_rule import (
+    GradientAt,
     LocalAggregation,
     LocalRule,
     PersonalModel,
@@ -37,6 +38,7 @@ __all__ = [
     "Codec",
     "CompositionError",
     "Context",
+    "GradientAt",
     "LocalAggregation",
     "LocalRule",
     "ModelOutputs",

@@ -15,6 +15,7 @@ from fedlearn.core.optimizers import state_names
 from fedlearn.core.records import Array, LocalSettings, State
 from fedlearn.errors import SettingError, require
 
+GradientAt = Callable[[Array], Array]  # returns the gradient of a batch at parameters (D,), see `LocalRule.gradient`
 GLOBAL_MODEL = "w_global"  # name of the model in a request, among the names of vectors
 # name of the client state with the client's model after its last round, for `LocalRule.previous_model`
 PREVIOUS_MODEL = "local.last"

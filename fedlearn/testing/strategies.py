@@ -30,7 +30,7 @@ from fedlearn.testing.networks import HiddenLayerTrainer
 from fedlearn.testing.problems import LOCAL_SETTINGS, num_clients_for, problem_for
 from fedlearn.testing.selection import check_selection
 
-MAX_PADDING_DIFFERENCE = 1e-5  # of parameters after four rounds, with and without padding of batches
+MAX_PADDING_DIFFERENCE = 1e-5  # largest change of a parameter by padding of batches, after four rounds
 
 
 def check_strategy(strategy: Strategy, *, data: FederatedData | None = None, trainer: Trainer | None = None) -> None:

@@ -19,9 +19,9 @@ def record_features(
 ) -> tuple[jax.Array, Callable[[], jax.Array]]:
     """Return the outputs of a module, ``(B, C)``, and a function that returns the features of the batch, ``(B, F)``.
 
-    The features are the inputs of the last ``nn.Dense``. Its outputs must be the outputs of the module. The function
-    raises `SettingError` if the model does not end in an ``nn.Dense``, has no trainable parameters before it, or gives
-    an example more than one feature vector.
+    The features are the inputs of the last ``nn.Dense``. Its outputs must be the outputs of the module. The model must
+    have trainable parameters before this layer, and one feature vector per example. Otherwise the function raises
+    `SettingError`.
 
     Args:
         run: calls the module and returns its outputs.

@@ -19,9 +19,9 @@ def record_features(
 ) -> tuple[torch.Tensor, Callable[[], torch.Tensor]]:
     """Return the outputs of a module, ``(B, C)``, and a function that returns the features of the batch, ``(B, F)``.
 
-    The features are the inputs of the last ``nn.Linear``. Its outputs must be the outputs of the module. The function
-    raises `SettingError` if the model does not end in an ``nn.Linear``, has no trainable parameters before it, or
-    gives an example more than one feature vector.
+    The features are the inputs of the last ``nn.Linear``. Its outputs must be the outputs of the module. The model must
+    have trainable parameters before this layer, and one feature vector per example. Otherwise the function raises
+    `SettingError`.
 
     Args:
         module: the model.
