@@ -42,6 +42,9 @@ COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {  # title -> command ->
         "deploy submit": ("fedlearn.deploy.submit", "run, resume or follow an experiment at the nodes"),
         "deploy status": ("fedlearn.deploy.status", "show the nodes and runs of a federation"),
         "deploy cancel": ("fedlearn.deploy.cancel", "stop a run after its round"),
+        "deploy runs": ("fedlearn.deploy.runs", "list the runs of a federation"),
+        "deploy logs": ("fedlearn.deploy.logs", "show the output of a run, and follow it"),
+        "deploy fetch": ("fedlearn.deploy.fetch", "download report, model and metrics of a run"),
         "deploy history": ("fedlearn.deploy.history", "show and verify the audit log of a coordinator or a node"),
     },
     "Shell": {

@@ -1,4 +1,4 @@
-"""Stop a run of a federation from any terminal: ``python -m fedlearn.deploy.cancel ID``."""
+"""Stop a run of a federation from any terminal: ``python -m fedlearn.deploy.cancel RUN``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
 from fedlearn.deploy.coordinator_side.app_bundle import REQUEST_KEY, build_app_bundle
 from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient
+from fedlearn.deploy.remote_runs import find_run
 from fedlearn.deploy.submit import add_connection_options
 from fedlearn.errors import FedlearnError
 
@@ -19,8 +20,9 @@ def build_parser() -> CommandParser:
     parser = command_parser(
         "fedlearn.deploy.cancel",
         "Stop a run after its round. Its rounds are kept, and fedlearn.deploy.submit --resume continues it.",
+        epilog="exit codes: 0 requested; 2 no such run, a run of another person, or no connection",
     )
-    parser.add_argument("run", type=int, metavar="ID", help="id of the run, from fedlearn.deploy.status")
+    parser.add_argument("run", metavar="RUN", help="name, number or folder of the run, from fedlearn.deploy.runs")
     add_connection_options(parser)
     parser.add_argument("--now", action="store_true", help="stop in the middle of the round")
     return parser
@@ -31,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(build_parser(), cancel_run, argv)
 
 
-def cancel_run(*, run: int, coordinator: str, keys: Path, now: bool) -> int:
+def cancel_run(*, run: str, coordinator: str, keys: Path, now: bool) -> int:
     """Ask the coordinator to stop a run, and return the exit code.
 
     Raises:
@@ -40,7 +42,8 @@ def cancel_run(*, run: int, coordinator: str, keys: Path, now: bool) -> int:
     """
     control = CoordinatorClient(coordinator, keys)
     try:
-        status = control.status(run)
+        number = find_run(control.run_states(), run).id
+        status = control.status(number)
         if status.finished:
             outcome = status.sub_status or "finished"
             raise FedlearnError(
@@ -48,9 +51,9 @@ def cancel_run(*, run: int, coordinator: str, keys: Path, now: bool) -> int:
                 "  try       python -m fedlearn.deploy.status"
             )
         if now or status.status in ("pending", "starting"):
-            control.stop(run)
+            control.stop(number)
         else:
-            control.start(build_app_bundle(), {REQUEST_KEY: json.dumps({"do": "stop", "run": run})})
+            control.start(build_app_bundle(), {REQUEST_KEY: json.dumps({"do": "stop", "run": number})})
     finally:
         control.close()
     moment = "at once" if now else "after its round"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import ssl
 from pathlib import Path
+
+import httpx
 
 from fedlearn.advice import label, option
 from fedlearn.core.plain_text import plain_line
@@ -101,6 +104,22 @@ def explain(address: str, error: Exception) -> str:
     unknown = (str(error) or type(error).__name__, "")
     cause, fix = next(((cause, fix) for sign, cause, fix in CAUSES if sign in text), unknown)
     return f"no connection to {address}: {cause}" + (f"\n{label(fix)}" if fix else "")
+
+
+def describe_refusal(address: str, response: httpx.Response) -> str:
+    """Return the reason of a coordinator that refuses a request of a person."""
+    if response.status_code == httpx.codes.UNAUTHORIZED:
+        problem, expected = f"{address} does not accept this token", "--keys with the folder of a person"
+        return f"{problem}\n  expected  {expected}\n  try       --keys keys/operator"
+    try:
+        content = json.loads(response.text)
+        text = content.get("public_details") or content.get("message") or content.get("detail") or response.text
+    except (ValueError, AttributeError):
+        text = response.text
+    problem = f"{address} refuses the call: {plain_line(str(text))} (HTTP {response.status_code})"
+    if response.status_code == httpx.codes.FORBIDDEN:
+        problem += "\n  expected  a role that allows it\n  advice    another --keys, or a request to an admin"
+    return problem
 
 
 FINAL = ("certificate", "TLS", "not an address", "no such host", "cannot be read", "token", "does not know run")

@@ -23,8 +23,14 @@ from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_
 from fedlearn.core.import_path import WORKING_FOLDER_ENV
 from fedlearn.deploy.connectivity import ConnectionProblem, check_connection, free_port, is_final, join_address
 from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient
+from fedlearn.deploy.coordinator_side.environment import (
+    LOCAL_DIGEST_ENV,
+    NODES_ENV,
+    PERSONS_ENV,
+    RUNS_ENV,
+    STATE_ENV,
+)
 from fedlearn.deploy.coordinator_side.key_sync import KeySync
-from fedlearn.deploy.coordinator_side.superlink import LOCAL_DIGEST_ENV, NODES_ENV, PERSONS_ENV, STATE_ENV
 from fedlearn.deploy.coordinator_side.web_pages import Pages, Ports, open_ports
 from fedlearn.deploy.keys import ALLOWED, CA, CERTIFICATE, SECRET, SERVER_KEY, KeysError, expiry
 from fedlearn.deploy.persons import PERSONS_FILE, new_token, read_persons, token_digest
@@ -34,8 +40,7 @@ from fedlearn.errors import FedlearnError, is_count, require
 from fedlearn.runner.consent import ALLOW_ENV
 from fedlearn.runner.registry import Registry, installed_registry, read_builders
 
-# environment variables: folder of all runs, builders of the operator as JSON
-RUNS_ENV, BUILDERS_ENV = "FEDLEARN_RUNS", "FEDLEARN_BUILDERS"
+BUILDERS_ENV = "FEDLEARN_BUILDERS"  # environment variable: builders of the operator as JSON
 ADDRESS_FILE = "address"  # in the state folder: address of the coordinator, host:port
 START_TIMEOUT_S = 60.0  # seconds for the SuperLink to start
 SYNC_INTERVAL_S = 1.0  # seconds between two checks of the processes and of the admitted nodes

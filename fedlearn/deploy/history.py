@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fedlearn.core.command_line import DONE, FAILED, CommandParser, command_parser, run_command
-from fedlearn.deploy.audit_log import AUDIT_FILE, read_events, verify
+from fedlearn.deploy.audit_log import AUDIT_FILE, plain_value, read_events, verify
+from fedlearn.deploy.remote_runs import RunClient
+from fedlearn.deploy.submit import add_connection_options
 from fedlearn.errors import FedlearnError
 
 PLACES = ("", "client_states")  # folders of the log in a state folder: of the coordinator, of a node
@@ -32,7 +34,9 @@ def build_parser() -> CommandParser:
         "Show which runs used the data of a site or a coordinator: who ordered them, and what left.",
         epilog="exit codes: 0; with --verify 3 if the log was changed; 2 without a log",
     )
-    parser.add_argument("state", type=Path, help="state folder of a coordinator or of a node, or its client states")
+    place = "state folder of a coordinator or of a node, or its client states; without it, ask the coordinator"
+    parser.add_argument("state", type=Path, nargs="?", help=place)
+    add_connection_options(parser)
     parser.add_argument("--run", default="", help="only this run: its name, its number, or its folder")
     parser.add_argument("--events", action="store_true", help="show each line of the log instead of one line per run")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -49,16 +53,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(build_parser(), show_history, argv)
 
 
-def show_history(*, state: Path, run: str, events: bool, json: bool, csv: bool, verify: bool, head: str) -> int:
+def show_history(
+    *,
+    state: Path | None,
+    coordinator: str,
+    keys: Path,
+    run: str,
+    events: bool,
+    json: bool,
+    csv: bool,
+    verify: bool,
+    head: str,
+) -> int:
     """Print the history and return the exit code.
 
     Raises:
-        FedlearnError: The folder has no audit log.
+        FedlearnError: The folder has no audit log, or the coordinator cannot be reached.
     """
-    folder = find_log(state)
     if verify:
-        return _print_verification(folder, head, as_json=json)
-    lines = select_run(read_events(folder), run)
+        if state is None:
+            expected, fix = "the state folder, because a log is verified at its place", "a folder before --verify"
+            raise FedlearnError(f"STATE is missing\n  expected  {expected}\n  advice    {fix}")
+        return _print_verification(find_log(state), head, as_json=json)
+    lines = select_run(read_events(find_log(state)) if state else _fetch_events(coordinator, keys), run)
     rows = lines if events else summarize_runs(lines)
     if json:
         print_json(rows)
@@ -70,6 +87,15 @@ def show_history(*, state: Path, run: str, events: bool, json: bool, csv: bool, 
     else:
         print_table(rows)
     return DONE
+
+
+def _fetch_events(coordinator: str, keys: Path) -> list[dict[str, Any]]:
+    client = RunClient(coordinator, keys)
+    try:
+        events = client.get("history")
+    finally:
+        client.close()
+    return [plain_value(line) for line in events if isinstance(line, dict) and {"time", "event"} <= line.keys()]
 
 
 def find_log(state: Path) -> Path:

@@ -6,10 +6,10 @@ import queue
 import re
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from rich.table import Table
 from fedlearn.core.command_line import DONE, FAILED, CommandParser, command_parser, run_command
 from fedlearn.core.plain_text import plain_line
 from fedlearn.deploy.connectivity import ConnectionProblem
-from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient, RunState
+from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient, NodeState, RunState
+from fedlearn.deploy.remote_runs import RunClient, read_progress
 from fedlearn.deploy.submit import add_connection_options
 
 MAX_RUNS = 10  # finished runs in the table
@@ -73,25 +74,46 @@ def read_status(address: str, keys: Path, *, max_finished: int | None = MAX_RUNS
 
     Returns:
         - ``coordinator``: the address; ``time``: the present time, UTC, in ISO 8601.
-        - ``nodes``: see `NodeState`.
-        - ``runs``: see `RunState`, with ``last_line``: the newest line of a round; empty for other runs.
+        - ``nodes``: see `NodeState` and `describe_node`.
+        - ``runs``: see `RunState` and `describe_run`. ``last_line`` is the newest line of a round; empty for other
+          runs.
 
     Raises:
         ConnectionProblem: the coordinator cannot be reached, or refuses the token.
     """
-    control = CoordinatorClient(address, keys)
+    control, client = CoordinatorClient(address, keys), RunClient(address, keys)
     try:
         nodes, runs = control.node_states(), control.run_states()
         active = [run for run in runs if run.status != "finished"]
         finished = [run for run in runs if run.status == "finished"][:max_finished]
+        members, progress = client.get("nodes"), read_progress(client, [*active, *finished])
         return {
             "coordinator": address,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "nodes": [asdict(node) for node in nodes],
-            "runs": [{**asdict(run), "last_line": _last_line(control, run)} for run in (*active, *finished)],
+            "nodes": [describe_node(node, members) for node in nodes],
+            "runs": [
+                {**describe_run(run, progress), "last_line": _last_line(control, run)} for run in (*active, *finished)
+            ],
         }
     finally:
         control.close()
+        client.close()
+
+
+def describe_node(node: NodeState, members: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state of a node, with version, framework, device, clients and time of its last run."""
+    member = members.get(node.name, {})
+    fields = ("version", "framework", "device", "clients", "joined")
+    return {**asdict(node), **{name: member.get(name) for name in fields}, "last_run": member.get("run")}
+
+
+def describe_run(run: RunState, progress: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the state of a run, with its round, planned rounds, epsilon and predicted end."""
+    values = progress.get(run.folder, {})
+    left, end = values.get("seconds_left"), None
+    if run.status == "running" and isinstance(left, int | float):
+        end = (datetime.now(UTC) + timedelta(seconds=left)).isoformat(timespec="seconds")
+    return {**asdict(run), **{name: values.get(name) for name in ("round", "rounds", "epsilon")}, "predicted_end": end}
 
 
 def _last_line(control: CoordinatorClient, run: RunState) -> str:
@@ -113,20 +135,29 @@ def _last_line(control: CoordinatorClient, run: RunState) -> str:
 
 
 def _print_tables(status: dict[str, Any]) -> None:
-    out = Console(highlight=False, markup=False)
-    nodes = Table("node", "state", "since", box=None, pad_edge=False)
+    out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
+    nodes = Table("node", "state", "since", "version", "framework", "last run", box=None, pad_edge=False)
     for node in status["nodes"]:
-        nodes.add_row(node["name"], node["state"], _short_time(node["since"]))
-    runs = Table("run", "state", "started", "folder", "experiment", "progress", box=None, pad_edge=False)
-    for run in status["runs"]:
-        state = run["outcome"] or run["status"]
-        runs.add_row(
-            str(run["id"]), state, _short_time(run["started"]), run["folder"], run["experiment"], run["last_line"]
-        )
+        framework = " on ".join(filter(None, (node["framework"], node["device"])))
+        last = (_short_time(node["since"]), node["version"] or "-", framework or "-", node["last_run"] or "-")
+        nodes.add_row(node["name"], node["state"], *last)
     out.print(f"coordinator  {status['coordinator']}   {_short_time(status['time'])} UTC\n")
     out.print(nodes if status["nodes"] else "no node is admitted: fedlearn deploy keys add")
     out.print()
-    out.print(runs if status["runs"] else "no run yet: fedlearn deploy submit")
+    out.print(run_table(status["runs"]) if status["runs"] else "no run yet: fedlearn deploy submit")
+
+
+def run_table(runs: Sequence[Mapping[str, Any]]) -> Table:
+    """Return a table with one line per run."""
+    names = ("run", "person", "state", "started", "folder", "experiment", "round", "epsilon", "ends")
+    table = Table(*names, box=None, pad_edge=False)
+    for run in runs:
+        rounds = f"{run['round'] or 0}/{run['rounds'] or '?'}"
+        epsilon = "-" if run["epsilon"] is None else f"{run['epsilon']:.3g}"
+        place = (_short_time(run["started"]), run["folder"], run["experiment"])
+        state, end = run["outcome"] or run["status"], _short_time(run["predicted_end"] or "")[11:]
+        table.add_row(run["name"] or str(run["id"]), run["person"], state, *place, rounds, epsilon, end or "-")
+    return table
 
 
 def _short_time(text: str) -> str:

@@ -13,7 +13,7 @@ import httpx
 
 from fedlearn.core.command_line import DONE
 from fedlearn.core.plain_text import plain_line
-from fedlearn.deploy.connectivity import ConnectionProblem, explain, parse_address, read_key_file
+from fedlearn.deploy.connectivity import ConnectionProblem, describe_refusal, explain, parse_address, read_key_file
 from fedlearn.deploy.coordinator_side.app_bundle import NAME_KEY, PERSON_KEY, REQUEST_KEY, parse_exit_code
 from fedlearn.deploy.keys import CA, TOKEN
 from fedlearn.flower.compat import ControlClient
@@ -197,7 +197,7 @@ class CoordinatorClient:
         try:
             yield
         except httpx.HTTPStatusError as error:
-            raise ConnectionProblem(_describe_refusal(self.address, error.response)) from error
+            raise ConnectionProblem(describe_refusal(self.address, error.response)) from error
         except httpx.TransportError as error:
             raise ConnectionProblem(explain(self.address, error)) from error
 
@@ -235,15 +235,3 @@ def _with_names(runs: Sequence[RunState]) -> list[RunState]:
     return [
         run if run.name else replace(run, name=first[run.id].name, experiment=first[run.id].experiment) for run in runs
     ]
-
-
-def _describe_refusal(address: str, response: httpx.Response) -> str:
-    if response.status_code == httpx.codes.UNAUTHORIZED:
-        problem, expected = f"{address} does not accept this token", "--keys with the folder of a person"
-        return f"{problem}\n  expected  {expected}\n  try       --keys keys/operator"
-    try:
-        content = json.loads(response.text)
-        text = content.get("public_details") or content.get("message") or content.get("detail") or response.text
-    except (ValueError, AttributeError):
-        text = response.text
-    return f"{address} refuses the call: {plain_line(str(text))} (HTTP {response.status_code})"

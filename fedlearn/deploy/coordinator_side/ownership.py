@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from fedlearn.deploy.coordinator_side.app_bundle import PERSON_KEY
-from fedlearn.deploy.coordinator_side.superlink import PERSONS_ENV
+from fedlearn.deploy.coordinator_side.environment import PERSONS_ENV
 from fedlearn.deploy.persons import COORDINATOR_NAME, Role, read_persons
 from fedlearn.runner.run_folder import RunFolderError
 

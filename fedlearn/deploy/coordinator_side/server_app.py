@@ -39,9 +39,9 @@ from fedlearn.core.command_line import DONE, FAILED, exit_code
 from fedlearn.core.import_path import search_working_folder_last
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.tasks import TASKS, Task, as_task
-from fedlearn.deploy.coordinator import RUNS_ENV
 from fedlearn.deploy.coordinator_side.admission import Admission
 from fedlearn.deploy.coordinator_side.app_bundle import EXIT_MARKER, NAME_KEY, PERSON_KEY, REQUEST_KEY
+from fedlearn.deploy.coordinator_side.environment import NODES_ENV, RUNS_ENV, STATE_ENV
 from fedlearn.deploy.coordinator_side.ownership import DEPLOYMENT_FILE, require_owner
 from fedlearn.deploy.coordinator_side.remote_scenario import remote_scenario
 from fedlearn.deploy.coordinator_side.run_audit import audited
@@ -53,7 +53,6 @@ from fedlearn.deploy.coordinator_side.submitted_settings import (
     coordinator_registry,
     read_submitted_settings,
 )
-from fedlearn.deploy.coordinator_side.superlink import NODES_ENV, STATE_ENV
 from fedlearn.deploy.node_bindings import BINDINGS
 from fedlearn.deploy.node_side.masking_keys import IDENTITIES
 from fedlearn.deploy.processes import die_with_parent

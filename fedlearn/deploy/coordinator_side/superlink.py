@@ -14,16 +14,13 @@ from typing import Any
 
 from fedlearn.deploy.audit_log import AuditLog
 from fedlearn.deploy.coordinator_side.control_access import ControlAccess
+from fedlearn.deploy.coordinator_side.environment import LOCAL_DIGEST_ENV, NODES_ENV, PERSONS_ENV, RUNS_ENV, STATE_ENV
 from fedlearn.deploy.coordinator_side.request_limits import MAX_CONNECTIONS, App, RequestLimits
+from fedlearn.deploy.coordinator_side.run_api import RunApi
 from fedlearn.deploy.coordinator_side.submissions import Submissions
 from fedlearn.deploy.keys import KeysError, read_admitted
 from fedlearn.deploy.persons import Persons
 from fedlearn.flower.compat import run_superlink, signing_key
-
-# environment variables: folder of the admitted nodes' keys, path of the list of persons, digest of the token of the
-# coordinator's own process, state folder of the coordinator
-NODES_ENV, PERSONS_ENV = "FEDLEARN_NODES", "FEDLEARN_PERSONS"
-LOCAL_DIGEST_ENV, STATE_ENV = "FEDLEARN_COORDINATOR_TOKEN_SHA256", "FEDLEARN_COORDINATOR_STATE"
 
 
 class AdmittedNodes:
@@ -61,7 +58,8 @@ def main() -> None:
 
     def limits(app: App, **settings: Any) -> RequestLimits:
         access = ControlAccess(app, persons=persons, audit=AuditLog(state), submissions=Submissions(state))
-        return RequestLimits(access, **settings)
+        api = RunApi(access, persons=persons, runs=Path(os.environ[RUNS_ENV]), state=state)
+        return RequestLimits(api, **settings)
 
     run_superlink(
         lambda token: persons.authenticate(token) is not None,
