@@ -16,7 +16,7 @@ from fedlearn.core.plain_text import plain_line
 from fedlearn.core.serialization import WireError, read_fields
 from fedlearn.deploy.connectivity import ConnectionProblem, describe_refusal, explain, read_key_file
 from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient, RunState
-from fedlearn.deploy.coordinator_side.request_limits import OWN_PREFIX
+from fedlearn.deploy.coordinator_side.request_limits import API_PREFIX
 from fedlearn.deploy.keys import CA, TOKEN
 from fedlearn.errors import FedlearnError, did_you_mean
 
@@ -51,7 +51,7 @@ class RunClient:
         except ssl.SSLError as error:
             raise ConnectionProblem(f"{keys / CA} is not a certificate: {error}") from error
         token = read_key_file(keys / TOKEN)
-        url, headers = f"https://{address}{OWN_PREFIX}", {"authorization": f"Bearer {token}"}
+        url, headers = f"https://{address}{API_PREFIX}", {"authorization": f"Bearer {token}"}
         self._client = httpx.Client(base_url=url, verify=context, headers=headers, timeout=TIMEOUT_S)
 
     def get(self, request: str, **query: str) -> Any:

@@ -14,6 +14,7 @@ from fedlearn.deploy import coordinator, keys, node, submit, trainer
 
 FOLDER = Path(fedlearn.deploy.__file__).parent
 PAGE = (FOLDER / "README.md").read_text(encoding="utf-8")
+READERS = ("cancel", "fetch", "history", "logs", "runs", "status")
 UNITS = sorted((FOLDER / "units").glob("*.service"))
 
 
@@ -32,14 +33,12 @@ def from_pages():
 def test_the_commands_were_found():
     named = {words[0] for words in from_pages()}
     assert named == {
-        "cancel",
+        *READERS,
         "coordinator",
-        "history",
         "keys",
         "node",
         "node_side.policy",
         "rehearse",
-        "status",
         "submit",
         "trainer",
     }
@@ -55,7 +54,7 @@ def test_each_command_is_one_that_its_program_takes(words, tmp_path):
     if program in ("keys", "coordinator", "trainer"):
         module = {"keys": keys, "coordinator": coordinator, "trainer": trainer}[program]
         parser_of(module).parse_args(rest)
-    elif program in ("history", "status", "cancel"):
+    elif program in READERS:
         import_module(f"fedlearn.deploy.{program}").build_parser().parse_args(rest)
     elif program == "node":
         made = node.node_from_args(node.build_parser().parse_args(rest))

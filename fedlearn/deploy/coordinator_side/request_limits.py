@@ -19,7 +19,7 @@ MAX_BUFFERED_BYTES = 512 * 2**20  # bodies of all requests in progress together
 BODY_TIMEOUT_S = 120.0  # seconds in which a body must arrive
 MAX_CONNECTIONS = 2048
 FLEET, CONTROL, RUNTIME, HEALTH = "/v1/fleet/", "/v1/control/", "/v1/runtime/", "/health"
-OWN_PREFIX = "/v1/fedlearn/"  # requests that `RunApi` answers
+API_PREFIX = "/v1/fedlearn/"  # requests that `RunApi` answers
 FIRST_CALLS = (f"{FLEET}register-node", f"{FLEET}activate-node")
 
 Scope = MutableMapping[str, Any]
@@ -101,7 +101,7 @@ class RequestLimits:
             return
         if path.startswith(FLEET):
             _refuse_if(not self.is_node(headers), 401, "Invalid SuperNode authentication")
-        elif path.startswith((CONTROL, OWN_PREFIX)):
+        elif path.startswith((CONTROL, API_PREFIX)):
             _refuse_if(not self.is_person(headers), 401, "the token is missing or wrong")
         else:
             is_local = path.startswith(RUNTIME) and is_local_connection(scope)

@@ -1,6 +1,6 @@
 """Serve nodes, runs, files of runs and the history of a coordinator, to persons whose role allows it.
 
-All requests are ``GET`` below `OWN_PREFIX`. The answer is JSON, or the bytes of a file.
+All requests are ``GET`` below `API_PREFIX`. The answer is JSON, or the bytes of a file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fedlearn.core.version import VERSION
 from fedlearn.deploy.audit_log import AuditLog, read_events
 from fedlearn.deploy.coordinator_side.ownership import owner_of
 from fedlearn.deploy.coordinator_side.request_limits import (
-    OWN_PREFIX,
+    API_PREFIX,
     App,
     Receive,
     RequestRefused,
@@ -41,15 +41,15 @@ Query = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Route:
-    """A request, the lowest role that may send it, and the function that answers it."""
+    """A request, the lowest role that may send it, and the function that returns the content of the response."""
 
     role: Role
-    answer: Callable[[Person, Query], Any]
+    respond: Callable[[Person, Query], Any]
     is_logged: bool = False
 
 
 class RunApi:
-    """Answer the requests below `OWN_PREFIX`, and pass on all others.
+    """Answer the requests below `API_PREFIX`, and pass on all others.
 
     Args:
         app: the application that receives all other requests.
@@ -72,9 +72,9 @@ class RunApi:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection, in the interface of ASGI."""
-        if scope["type"] != "http" or not str(scope["path"]).startswith(OWN_PREFIX):
+        if scope["type"] != "http" or not str(scope["path"]).startswith(API_PREFIX):
             return await self.app(scope, receive, send)
-        name = str(scope["path"]).removeprefix(OWN_PREFIX)
+        name = str(scope["path"]).removeprefix(API_PREFIX)
         try:
             content = await asyncio.to_thread(self._answer, name, scope)
         except RequestRefused as refused:
@@ -94,7 +94,7 @@ class RunApi:
                 raise RequestRefused(404, "this coordinator does not have this request")
             if not person.role.includes(route.role):
                 raise RequestRefused(403, f"{person.name} has the role {person.role}, expected {route.role}")
-            content = route.answer(person, query)
+            content = route.respond(person, query)
         except RequestRefused as refused:
             self._log(person, name, query, event="request.refused", code=refused.status, reason=refused.reason)
             raise
