@@ -24,21 +24,29 @@ def pack_bits(numbers_N: np.ndarray, width: int) -> bytes:
     >>> len(pack_bits(np.arange(8), 3)), unpack_bits(pack_bits(np.arange(8), 3), 8, 3).tolist()
     (3, [0, 1, 2, 3, 4, 5, 6, 7])
     """
-    bits_NW = (np.asarray(numbers_N)[:, None] >> np.arange(width)) & 1
-    return np.packbits(bits_NW.astype(np.uint8)).tobytes()
+    bits_NW = np.empty((len(numbers_N), width), np.uint8)
+    for bit in range(width):
+        bits_NW[:, bit] = (numbers_N >> bit) & 1
+    return np.packbits(bits_NW).tobytes()
 
 
-def unpack_bits(payload: bytes, count: int, width: int) -> np.ndarray:
-    """Return the ``count`` numbers that `pack_bits` packed, int64.
+def unpack_bits(payload: bytes, count: int, width: int, dtype: type = np.int64) -> np.ndarray:
+    """Return the ``count`` numbers that `pack_bits` packed.
+
+    Args:
+        payload: bytes of an untrusted sender.
+        count: number of numbers.
+        width: bits per number, >= 1.
+        dtype: integer type of the result, with at least ``width`` bits; default int64.
 
     Raises:
         ValueError: the payload has another length.
     """
     require_valid(len(payload) == -(-count * width // 8), "bits")
     bits_NW = np.unpackbits(np.frombuffer(payload, np.uint8), count=count * width).reshape(count, width)
-    numbers_N = np.zeros(count, np.int64)
+    numbers_N: np.ndarray = np.zeros(count, dtype)
     for bit in range(width):
-        numbers_N |= bits_NW[:, bit].astype(np.int64) << bit
+        numbers_N |= bits_NW[:, bit].astype(dtype) << bit
     return numbers_N
 
 
@@ -56,16 +64,19 @@ def pack_levels(levels_N: np.ndarray, base: int) -> bytes:
     (True, True)
     """
     raw_N, per_byte = np.asarray(levels_N).astype(np.uint8), _digits_per_byte(base)
-    padded_N = np.concatenate([raw_N, np.zeros(-len(raw_N) % per_byte, np.uint8)])
-    bytes_M = padded_N.reshape(-1, per_byte).astype(np.int64) @ base ** np.arange(per_byte)
-    digits = bytes_M.astype(np.uint8).tobytes()
+    digits_MW = np.concatenate([raw_N, np.zeros(-len(raw_N) % per_byte, np.uint8)]).reshape(-1, per_byte)
+    bytes_M = digits_MW[:, -1].copy()
+    for digit in reversed(range(per_byte - 1)):
+        bytes_M *= np.uint8(base)  # a byte has one digit only if the base is 256
+        bytes_M += digits_MW[:, digit]
+    digits = bytes_M.tobytes()
     encodings = (pack_bits(raw_N, _width(base)), digits, _deflate(digits))
     shortest = min(range(3), key=lambda i: len(encodings[i]))
     return bytes([shortest]) + encodings[shortest]
 
 
 def unpack_levels(payload: bytes, count: int, base: int) -> np.ndarray:
-    """Return the ``count`` numbers that `pack_levels` packed, int64, each below ``base``.
+    """Return the ``count`` numbers that `pack_levels` packed, uint8, each below ``base``.
 
     Raises:
         ValueError: the payload is damaged, or has another number of values.
@@ -73,7 +84,7 @@ def unpack_levels(payload: bytes, count: int, base: int) -> np.ndarray:
     require_valid(len(payload) > 0 and payload[0] < 3, "levels")
     encoding, rest, per_byte = payload[0], payload[1:], _digits_per_byte(base)
     if encoding == 0:
-        levels_N = unpack_bits(rest, count, _width(base))
+        levels_N = unpack_bits(rest, count, _width(base), np.uint8)
     elif encoding == 1:
         levels_N = _unpack_digits(rest, count, base)
     else:
@@ -85,9 +96,13 @@ def unpack_levels(payload: bytes, count: int, base: int) -> np.ndarray:
 def _unpack_digits(payload: bytes, count: int, base: int) -> np.ndarray:
     per_byte = _digits_per_byte(base)
     require_valid(len(payload) == -(-count // per_byte), "digits")
-    bytes_M = np.frombuffer(payload, np.uint8).astype(np.int64)
-    levels_N: np.ndarray = (bytes_M[:, None] // base ** np.arange(per_byte) % base).reshape(-1)[:count]
-    return levels_N
+    rest_M = np.frombuffer(payload, np.uint8)
+    digits_MW = np.empty((len(rest_M), per_byte), np.uint8)
+    for digit in range(per_byte):
+        quotient_M = rest_M // base if base < 256 else np.zeros_like(rest_M)
+        digits_MW[:, digit] = rest_M - quotient_M * np.uint8(base % 256)
+        rest_M = quotient_M
+    return digits_MW.reshape(-1)[:count]
 
 
 def _deflate(payload: bytes) -> bytes:

@@ -9,6 +9,7 @@ rotations) derive from seed, round and client of the request, and are not sent.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from functools import cache, lru_cache
 from math import prod
@@ -20,12 +21,13 @@ from fedlearn.algorithm.server_optimizers import zeros
 from fedlearn.algorithm.transforms import Codec, Stage, Transform
 from fedlearn.compression.bit_packing import pack_indices, pack_levels, unpack_indices, unpack_levels
 from fedlearn.compression.bit_packing import require_valid as expect
+from fedlearn.compression.rotation import ROWS_PER_CHUNK, RandomRotation
 from fedlearn.core.layout import Layout, Leaf
+from fedlearn.core.threads import map_in_threads
 from fedlearn.errors import is_count, is_number, require
 
 Rng = np.random.Generator
 FORMATS = ("float16", "bfloat16")
-BLOCK_SIZE = 4096  # numbers in one rotation
 
 
 @lru_cache(maxsize=16)
@@ -210,10 +212,10 @@ def powersgd(*, rank: int = 2, error_feedback: bool = True) -> Stage:
 def eden(*, bits: int = 1) -> Stage:
     """Return EDEN: rotate the update at random, so that it looks Gaussian, and quantize to ``2^bits`` levels.
 
-    Random signs, followed by a Hadamard matrix, rotate each block of 4096 numbers. Both sides derive the signs from the
-    seed. Two such rotations are used: with one, a test with a single large number showed a bias of several deviations.
-    The levels are the Lloyd-Max quantizer of a Gaussian. A scale per block makes the result unbiased. With one bit this
-    is DRIVE.
+    Random signs, followed by a Hadamard matrix, rotate each block of 4096 numbers (`RandomRotation`). Both sides derive
+    the signs from the seed. Two such rotations are used: with one, a test with a single large number showed a bias of
+    several deviations. The levels are the Lloyd-Max quantizer of a Gaussian. A scale per block makes the result
+    unbiased. With one bit this is DRIVE.
 
     Args:
         bits: bits per number, in 1..8.
@@ -228,26 +230,42 @@ def eden(*, bits: int = 1) -> Stage:
     require(is_count(bits) and bits <= 8, "bits", bits, "a whole number in 1..8", "bits=1")
 
     def encode(vector_D: np.ndarray, layout: Layout, rng: Rng) -> bytes:
-        first_MB, second_MB = _random_signs(len(vector_D), rng), _random_signs(len(vector_D), rng)
-        padded = np.zeros(first_MB.size)
-        padded[: len(vector_D)] = vector_D
-        rotated_MB = _hadamard(_hadamard(padded.reshape(first_MB.shape) * first_MB) * second_MB)
-        norm_M1 = np.linalg.norm(rotated_MB, axis=1, keepdims=True)
-        normalized_MB = rotated_MB * np.sqrt(rotated_MB.shape[1]) / np.maximum(norm_M1, 1e-300)
-        centroids, levels_MB = _centroids(bits), np.searchsorted(_edges(bits), normalized_MB)
-        products_M = (rotated_MB * centroids[levels_MB]).sum(axis=1)
-        scale_M = norm_M1[:, 0] ** 2 / np.maximum(products_M, 1e-300)
-        return scale_M.astype("<f4").tobytes() + pack_levels(levels_MB.reshape(-1), 2**bits)
+        rotation = RandomRotation(len(vector_D), rng)
+        padded = np.zeros((rotation.num_blocks, rotation.block_size), np.float32)
+        padded.reshape(-1)[: len(vector_D)] = vector_D
+
+        def quantize(first: int) -> tuple[np.ndarray, np.ndarray]:
+            return _quantize(rotation.apply(padded[first : first + ROWS_PER_CHUNK], first), bits)
+
+        scales, levels = zip(*map_in_threads(quantize, rotation.chunks()), strict=True)
+        return np.concatenate(scales).tobytes() + pack_levels(np.concatenate(levels).reshape(-1), 2**bits)
 
     def decode(payload: bytes, layout: Layout, rng: Rng) -> np.ndarray:
-        first_MB, second_MB = _random_signs(layout.num_parameters, rng), _random_signs(layout.num_parameters, rng)
-        cut = 4 * len(first_MB)
-        scale_M1 = _floats(payload[:cut], len(first_MB))[:, None].astype(np.float64)
-        levels_MB = unpack_levels(payload[cut:], first_MB.size, 2**bits).reshape(first_MB.shape)
-        vector = _hadamard(_hadamard(scale_M1 * _centroids(bits)[levels_MB]) * second_MB) * first_MB
-        return vector.reshape(-1)[: layout.num_parameters].astype(np.float32)
+        rotation = RandomRotation(layout.num_parameters, rng)
+        shape = (rotation.num_blocks, rotation.block_size)
+        scale_M1 = _floats(payload[: 4 * shape[0]], shape[0])[:, None]
+        levels_MB = unpack_levels(payload[4 * shape[0] :], shape[0] * shape[1], 2**bits).reshape(shape)
+        centroids, vector_MB = _centroids(bits).astype(np.float32), np.empty(shape, np.float32)
+
+        def invert(first: int) -> None:
+            rows = slice(first, first + ROWS_PER_CHUNK)
+            vector_MB[rows] = rotation.invert(scale_M1[rows] * centroids[levels_MB[rows]], first)
+
+        deque(map_in_threads(invert, rotation.chunks()), maxlen=0)
+        return vector_MB.reshape(-1)[: layout.num_parameters]
 
     return _stage(Codec(encode, decode))
+
+
+def _quantize(rotated_MB: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the scale of each rotated block, float32, and the level of each number, uint8."""
+    wide_MB, width = rotated_MB.astype(np.float64), rotated_MB.shape[1]
+    norm_M = np.sqrt((wide_MB * wide_MB).sum(axis=1))
+    levels_MB = np.zeros(rotated_MB.shape, np.uint8)
+    for edge_M1 in np.multiply.outer(_edges(bits), norm_M[:, None] / np.sqrt(width)).astype(np.float32):
+        levels_MB += rotated_MB > edge_M1
+    products_M = (wide_MB * _centroids(bits)[levels_MB]).sum(axis=1)
+    return (norm_M**2 / np.maximum(products_M, 1e-300)).astype("<f4"), levels_MB
 
 
 def signs() -> Stage:
@@ -296,8 +314,8 @@ def _stochastic_rounding(
     def decode(payload: bytes, layout: Layout, rng: Rng) -> np.ndarray:
         count = len(starts(layout))
         scales_M = _floats(payload[: 4 * count], count)
-        levels_D = unpack_levels(payload[4 * count :], layout.num_parameters, 2 * levels + 1) - levels
-        return spread(scales_M, layout) * levels_D.astype(np.float32)
+        levels_D = unpack_levels(payload[4 * count :], layout.num_parameters, 2 * levels + 1)
+        return spread(scales_M, layout) * (levels_D.astype(np.float32) - np.float32(levels))
 
     return Codec(encode, decode)
 
@@ -308,23 +326,6 @@ def _product(part: np.ndarray, shape: tuple[int, int] | None, rank: int) -> np.n
     p, q = part[: shape[0] * rank].reshape(shape[0], rank), part[shape[0] * rank :].reshape(shape[1], rank)
     product: np.ndarray = (p.astype(np.float64) @ q.T.astype(np.float64)).astype(np.float32).ravel()
     return product
-
-
-def _random_signs(size: int, rng: Rng) -> np.ndarray:
-    """Draw random signs for blocks of ``size`` numbers, M x B; B is a power of two."""
-    width = min(BLOCK_SIZE, 1 << (size - 1).bit_length())
-    return 1.0 - 2.0 * rng.integers(0, 2, (-(-size // width), width))
-
-
-def _hadamard(blocks_MB: np.ndarray) -> np.ndarray:
-    """Multiply each row by the orthonormal Hadamard matrix, which is its own inverse."""
-    height, width = blocks_MB.shape
-    step = 1
-    while step < width:
-        pairs = blocks_MB.reshape(height, width // (2 * step), 2, step)
-        blocks_MB = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2)
-        step *= 2
-    return blocks_MB.reshape(height, width) / np.sqrt(width)
 
 
 @cache
