@@ -43,7 +43,7 @@ def state(sites, connected=(), joined=(), refused=(), waited_s=60.0, settled_s=0
 
 
 def draw(rng):
-    """Return the sites of a run, and what each site of the federation does at a moment."""
+    """Return the sites of a run, the behavior of each site, and the time since the start."""
     named = tuple(sorted(rng.sample(ALL, rng.randint(1, 4))))
     is_named = rng.random() < 0.5
     sites = RunSites(

@@ -203,7 +203,7 @@ def test_a_stop_after_the_round_starts_no_process_and_reaches_the_run(coordinato
     with pytest.raises(KeyboardInterrupt):
         run_until_stopped()
     assert len(coordinator.received) == begun
-    with stoppable(submissions, 78, interval_s=0.01):  # another run goes on
+    with stoppable(submissions, 78, interval_s=0.01):  # another run continues
         threading.Event().wait(0.1)
 
 
