@@ -72,6 +72,7 @@ def test_a_fourth_hospital_neither_stops_nor_changes_the_runs_of_the_others(thre
         "strategy=slow", SITES, "rounds=40", name="old", events=[(lambda run: len(run.lines) >= 1, interrupt)]
     )
     assert old.code == 130, old.text
+    assert len(old.lines) <= 3  # the stop takes effect at the end of a round
     add_refusing_node(federation, children)
 
     named = federation.run(SITES, "rounds=4", name="named")

@@ -60,6 +60,9 @@ DISCRETE = "fedlearn/privacy/secagg/discrete_noise.py"
 SERVICE, QUERIES = "fedlearn/deploy/node_side/service.py", "fedlearn/deploy/node_side/query_log.py"
 GATE, DEPLOYED = "tests/deploy/node_side/test_gate.py::", "tests/engines/test_deployed_privacy.py::"
 
+SITES, CHOICES = "tests/engines/test_deployed_sites.py::", "tests/deploy/coordinator_side/test_run_sites.py::"
+RUN_SITES = "fedlearn/deploy/coordinator_side/run_sites.py"
+
 BUILDERS, CONSENT = "fedlearn/runner/builders.py", "fedlearn/runner/consent.py"
 PLAIN, BOUNDS = "fedlearn/runner/plain_values.py", "fedlearn/deploy/node_side/bounds.py"
 SUBMITTED = "fedlearn/deploy/coordinator_side/submitted_settings.py"
@@ -966,5 +969,50 @@ MUTANTS: tuple[Mutant, ...] = (
         "round_to_grid(sum_D + std * normals(grad_ND.shape[1]), std)",
         "(sum_D + std * normals(grad_ND.shape[1]))",
         "tests/trainers/test_base_trainer.py::test_releases_of_dp_sgd_lie_on_a_grid_with_and_without_an_example",
+    ),
+    # sites of a run
+    fault(
+        "sites: a run asks each connected node",
+        "fedlearn/protocol/exchange.py",
+        "for node_id in self.grid_client.node_ids() if self.sites.includes(node_id)}",
+        "for node_id in self.grid_client.node_ids()}",
+        SITES + "test_nodes_that_are_not_named_do_not_change_the_model",
+    ),
+    fault(
+        "sites: a site that is not named has the name of its key",
+        "fedlearn/protocol/sites.py",
+        "return site is not None and (self.names is None or site in self.names)",
+        "return self.names is None or site is None or site in self.names",
+        SITES + "test_a_node_without_a_name_is_a_stranger",
+        "tests/deploy/coordinator_side/test_run_sites.py::test_a_run_asks_its_named_sites_and_needs_all_of_them",
+    ),
+    fault(
+        "sites: a resumed run asks nodes that were admitted later",
+        RUN_SITES,
+        "names = stored.names if stored else choose_sites(",
+        "names = choose_sites(",
+        CHOICES + "test_a_resumed_run_asks_only_the_sites_of_its_start",
+    ),
+    fault(
+        "studies: a run asks sites outside its study",
+        RUN_SITES,
+        "set(admitted) if study is None else set(admitted) & set(study.sites)",
+        "set(admitted)",
+        CHOICES + "test_a_site_outside_the_study_is_refused_as_an_unknown_one",
+        CHOICES + "test_a_run_of_a_study_asks_only_the_sites_of_the_study",
+    ),
+    fault(
+        "studies: each person may submit",
+        "fedlearn/deploy/coordinator_side/studies.py",
+        "return self.submitters is None or (bool(person) and person in self.submitters)",
+        "return True",
+        CHOICES + "test_only_a_named_submitter_may_submit",
+    ),
+    fault(
+        "sites: a name may be a path",
+        "fedlearn/protocol/sites.py",
+        "isinstance(name, str) and SITE_NAME.fullmatch(name) is not None",
+        "isinstance(name, str)",
+        "tests/runner/test_site_settings.py::test_a_malformed_name_is_refused_with_the_form",
     ),
 )
