@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -266,7 +267,8 @@ def _batches(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 def _model_description(run_id: str) -> dict[str, Any]:
     """Return the file ``MLmodel``, with which ``mlflow.pyfunc.load_model`` loads the model."""
-    return {"run_id": run_id, "flavors": {"python_function": {"loader_module": LOADER}}}
+    function = {"loader_module": LOADER, "python_version": platform.python_version()}
+    return {"run_id": run_id, "flavors": {"python_function": function}}
 
 
 def _require_no_password(uri: str | None) -> None:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fedlearn.callbacks.base import Callback
-from fedlearn.callbacks.run_history import history_entry
 from fedlearn.callbacks.run_info import RunInfo
-from fedlearn.callbacks.tracking import numbers, settings_as_typed
+from fedlearn.callbacks.tracking import round_numbers, settings_as_typed
 from fedlearn.core.records import Round
 from fedlearn.errors import MissingExtra
 
@@ -55,7 +54,7 @@ class TensorBoard(Callback):
 
     def on_round(self, round: Round) -> None:
         """Write the numbers of one round."""
-        for name, value in numbers(history_entry(round)).items():
+        for name, value in round_numbers(round).items():
             if name != "round":
                 self._writer.add_scalar(name, value, round.number)
         self._writer.flush()

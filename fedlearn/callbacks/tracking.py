@@ -8,7 +8,9 @@ from typing import Any
 
 from fedlearn.advice import quote_value
 from fedlearn.callbacks.checkpoints import MODEL_FOLDER
+from fedlearn.callbacks.run_history import history_entry
 from fedlearn.callbacks.run_info import RunInfo
+from fedlearn.core.records import Round
 
 REPORT_FILES = ("report.html", "model_card.md", "figures")
 SWEEP_FILE = "multirun.yaml"  # Hydra writes it into the folder of a sweep, before the first job
@@ -37,6 +39,11 @@ def numbers(entry: Mapping[str, Any]) -> dict[str, float]:
     {'round': 3, 'test/loss': 0.5}
     """
     return {name: value for name, value in _leaves(entry, "") if _is_number(value)}
+
+
+def round_numbers(round: Round) -> dict[str, float]:
+    """Return name -> value of all numbers that ``metrics.jsonl`` has for a round."""
+    return numbers(history_entry(round))
 
 
 def artifacts(folder: Path) -> list[Path]:

@@ -126,7 +126,7 @@ def from_datasets(
     """
     expected = "exactly one of client_column and assignment"
     require(
-        (client_column is None) != (assignment is None), "client_column", client_column, expected, "assignment=None"
+        (client_column is None) != (assignment is None), "client_column", client_column, expected, "assignment=null"
     )
     splits = _splits(dataset)
     columns = list(splits[TRAIN].column_names)

@@ -104,7 +104,7 @@ def _objects(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     for name, value in given.items():
         kind = KINDS[name]
-        fix = f"{name}={getattr(value, '__name__', 'name')}(...)" if callable(value) else f"{name}=None"
+        fix = f"{name}={getattr(value, '__name__', 'name')}(...)" if callable(value) else f"{name}=null"
         expected = f"the name of an option, or a fedlearn {kind.__name__}"
         require(value is None or isinstance(value, str | kind), name, repr(value), expected, fix)
     return {name: value for name, value in given.items() if isinstance(value, KINDS[name])}
@@ -119,10 +119,10 @@ def _named(callbacks: Sequence[Callback], *, show: bool) -> dict[str, Callback]:
 
 
 def _refuse_new_run(resume: str | Path, folder: str | Path | None, values: Mapping[str, Any]) -> None:
-    require(folder is None, "folder", str(folder), "None, because resume names the run folder", "folder=None")
+    require(folder is None, "folder", str(folder), "None, because resume names the run folder", "folder=null")
     for name in ("scenario", "strategy", "privacy"):
         expected = "None or an object, because the run folder has the names of options"
-        require(name not in values, name, values.get(name), expected, f"{name}=None")
+        require(name not in values, name, values.get(name), expected, f"{name}=null")
 
 
 def _compose(values: dict[str, Any], parts: Parts, folder: str | Path | None, config_dir: str | Path | None) -> Job:

@@ -99,7 +99,7 @@ def _trainer(model: Any, x: np.ndarray, **options: Any) -> Trainer:
     """
     if all(hasattr(model, member) for member in ("layout", "fit", "predict")) and not isinstance(model, type):
         for name in ("loss", "forward", "output"):
-            require(options[name] is None, name, options[name], "None: the trainer has it", f"{name}=None")
+            require(options[name] is None, name, options[name], "None: the trainer has it", f"{name}=null")
         trainer: Trainer = model
         return trainer
     options = {name: value for name, value in options.items() if value is not None}

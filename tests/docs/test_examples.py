@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,12 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 QUICK = ("quickstart", "resume")
+NEEDS = {
+    "track_mlflow": "mlflow",
+    "track_tensorboard": "tensorboardX",
+    "track_trackio": "trackio",
+    "track_wandb": "wandb",
+}
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 
@@ -35,9 +42,32 @@ def test_a_quick_example_runs(name, tmp_path):
 def test_an_example_runs(script, tmp_path):
     for module in ("torch", "jax", "matplotlib", "dp_accounting"):
         pytest.importorskip(module)
+    if script.stem in NEEDS:
+        pytest.importorskip(NEEDS[script.stem])
     if script.stem == "huggingface":
         pytest.importorskip("transformers")
     assert run(script, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_continues_the_same_run_of_weights_and_biases(tmp_path):
+    pytest.importorskip("wandb")
+    run(EXAMPLES / "track_wandb.py", tmp_path)
+    parts = [path.name for path in tmp_path.rglob("offline-run-*") if path.is_dir()]
+    assert len(parts) == 2
+    assert len({name.rpartition("-")[2] for name in parts}) == 1
+
+
+@pytest.mark.slow
+def test_a_resumed_run_continues_the_same_run_of_trackio(tmp_path, monkeypatch):
+    pytest.importorskip("trackio")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    run(EXAMPLES / "track_trackio.py", tmp_path)
+    (database,) = (tmp_path / "trackio").glob("*.db")
+    with sqlite3.connect(database) as connection:
+        rows = connection.execute("select run_name, step from metrics order by step").fetchall()
+    assert [step for _, step in rows] == [1, 2, 3, 4, 5]
+    assert len({name for name, _ in rows}) == 1
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ def adapt(module: Any, *, forward: Forward | None = None) -> Network:
     """
     if isinstance(module, type):
         raise SettingError("module", f"the class {module.__name__}", "an object", f"{module.__name__}()")
-    require(forward is None or callable(forward), "forward", forward, "a function (module, inputs)", "forward=None")
+    require(forward is None or callable(forward), "forward", forward, "a function (module, inputs)", "forward=null")
     if _is_instance(module, "flax.nnx", "Module"):
         from fedlearn.trainers.jax.nnx_network import NnxNetwork
 
@@ -85,7 +85,7 @@ def adapt(module: Any, *, forward: Forward | None = None) -> Network:
         return EquinoxNetwork(module, forward)
     if isinstance(module, tuple) and len(module) == 2 and all(map(callable, module)):
         none = "None: apply of the pair is this function"
-        require(forward is None, "forward", forward, none, "forward=None")
+        require(forward is None, "forward", forward, none, "forward=null")
         return FunctionNetwork(module)
     kind = f"{type(module).__module__}.{type(module).__qualname__}"
     fix = "TorchTrainer(module)" if _is_instance(module, "torch.nn", "Module") else "flax.linen.Dense(1)"
