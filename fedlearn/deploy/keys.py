@@ -26,6 +26,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -37,6 +38,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedlearn.core.checkpoint import write_atomically
 from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
+from fedlearn.core.plain_text import plain_line
 from fedlearn.deploy.node_bindings import (
     BINDINGS,
     NodeBinding,
@@ -169,7 +171,7 @@ def add(folder: Path, nodes: Sequence[str]) -> None:
         shutil.copyfile(folder / CA, target / CA)
         secret = Ed25519PrivateKey.generate().private_bytes_raw()
         write_atomically(target / MASKING_KEY, secret.hex().encode())
-        _write_identities(folder, {**_identities(folder), name: derive_public_key(secret)}, bindings)
+        write_masking_keys(folder, {**masking_keys_of(folder), name: derive_public_key(secret)}, bindings)
         line = key.public_key().public_bytes(formats.Encoding.OpenSSH, formats.PublicFormat.OpenSSH)
         write_atomically(public[0], line + f" {name}\n".encode())
 
@@ -190,7 +192,7 @@ def bind(folder: Path, nodes: Sequence[str]) -> None:
         BindingError: Another node has one of the clients.
         SettingError: A name or its ids are malformed, or the ids are missing.
     """
-    base = _coordinator_part(folder)
+    base = coordinator_part(folder)
     bindings = _parse_nodes(nodes, read_bindings(base / BINDINGS))
     for node in nodes:
         name, binding = parse_node(node)
@@ -200,7 +202,7 @@ def bind(folder: Path, nodes: Sequence[str]) -> None:
             raise KeysError(f"{name} is not an admitted node\n  advice    {fix}")
     write_bindings(base / BINDINGS, bindings)
     if base != folder:
-        _write_identities(folder, _identities(folder), bindings)
+        write_masking_keys(folder, masking_keys_of(folder), bindings)
 
 
 @private_files()
@@ -214,7 +216,7 @@ def revoke(folder: Path, nodes: Sequence[str]) -> None:
     Raises:
         KeysError: No admitted node has this name.
     """
-    base = _coordinator_part(folder)
+    base = coordinator_part(folder)
     for name in nodes:
         allowed = base / ALLOWED / f"{name}.pub"
         if not allowed.exists():
@@ -224,8 +226,8 @@ def revoke(folder: Path, nodes: Sequence[str]) -> None:
     bindings = {name: value for name, value in read_bindings(base / BINDINGS).items() if name not in nodes}
     write_bindings(base / BINDINGS, bindings)
     if base != folder:
-        kept = {name: key for name, key in _identities(folder).items() if name not in nodes}
-        _write_identities(folder, kept, bindings)
+        kept = {name: key for name, key in masking_keys_of(folder).items() if name not in nodes}
+        write_masking_keys(folder, kept, bindings)
 
 
 @private_files()
@@ -241,7 +243,7 @@ def add_person_to(folder: Path, name: str, role: str) -> Path:
         PersonsError: The name is or was in use.
         SettingError: The name or the role is invalid.
     """
-    base = _coordinator_part(folder)
+    base = coordinator_part(folder)
     certificate, target = _read(base / CA), folder / PERSONS / name
     token = add_person(base / PERSONS_FILE, name, role)
     target.mkdir(parents=True, mode=0o700, exist_ok=True)
@@ -252,7 +254,7 @@ def add_person_to(folder: Path, name: str, role: str) -> Path:
 
 def describe_persons(folder: Path) -> str:
     """Return a text with one line per person: name, role, and the time of the addition or of the revocation."""
-    persons = read_persons(_coordinator_part(folder) / PERSONS_FILE).values()
+    persons = read_persons(coordinator_part(folder) / PERSONS_FILE).values()
     lines = (
         f"{person.name:<20} {person.role:<10} "
         + (f"revoked {person.revoked}" if person.revoked else f"since {person.added}")
@@ -291,7 +293,7 @@ def read_admitted(folder: Path) -> dict[bytes, str]:
 
 def describe(folder: Path) -> str:
     """Return a text with hosts, expiry dates, admitted nodes and revoked nodes."""
-    base = _coordinator_part(folder)
+    base = coordinator_part(folder)
     bindings = read_bindings(base / BINDINGS)
     certificate = x509.load_pem_x509_certificate(_read(base / CERTIFICATE))
     lines = [f"server    {', '.join(hosts_of(certificate))}   until {certificate.not_valid_after_utc:%Y-%m-%d}"]
@@ -302,19 +304,33 @@ def describe(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _identities(folder: Path) -> dict[str, bytes]:
+def masking_keys_of(folder: Path) -> dict[str, bytes]:
+    """Return the public masking key of each node in a folder."""
     return read_identities(folder / IDENTITIES) if (folder / IDENTITIES).exists() else {}
 
 
-def _write_identities(folder: Path, identities: Mapping[str, bytes], bindings: Mapping[str, NodeBinding]) -> None:
-    """Write the keys and clients that nodes trust in masked sums into each part of the folder, and the bindings."""
-    write_bindings(folder / "coordinator" / BINDINGS, bindings)
-    text = format_identities(identities, {name: binding.clients for name, binding in bindings.items()})
-    for part in (folder, folder / "coordinator", *(folder / "nodes").iterdir()):
+def write_masking_keys(folder: Path, masking_keys: Mapping[str, bytes], bindings: Mapping[str, NodeBinding]) -> str:
+    """Write the bindings, and the keys and clients that nodes trust in masked sums, into each part of a folder.
+
+    Args:
+        folder: folder with all keys, or the coordinator's part of it.
+        masking_keys: name of a node -> public masking key.
+        bindings: name of a node -> its clients.
+
+    Returns:
+        The text of ``masking.pub``.
+    """
+    base = coordinator_part(folder)
+    write_bindings(base / BINDINGS, bindings)
+    text = format_identities(masking_keys, {name: binding.clients for name, binding in bindings.items()})
+    parts = {base} if base == folder else {folder, base, *(folder / "nodes").iterdir()}
+    for part in parts:
         write_atomically(part / IDENTITIES, text)
+    return text
 
 
-def _coordinator_part(folder: Path) -> Path:
+def coordinator_part(folder: Path) -> Path:
+    """Return the coordinator's part of a folder with all keys, or the folder itself if it is this part."""
     return folder / "coordinator" if (folder / "coordinator").is_dir() else folder
 
 
@@ -424,8 +440,26 @@ def build_parser() -> CommandParser:
             subparser.add_argument("--nodes", nargs="*", default=[], help=NODES_HELP)
         if command in ("add", "bind", "revoke"):
             subparser.add_argument("nodes", nargs="+", help=NODES_HELP if command != "revoke" else "names of nodes")
+    _add_enrolment_commands(commands)
     _add_person_commands(commands.add_parser("person", help="add, revoke and list persons with their roles"))
     return parser
+
+
+def _add_enrolment_commands(commands: Any) -> None:
+    text = "at a site: make the keys of a node, and a request file with its public keys"
+    subparser = commands.add_parser("request", help=text, description=text)
+    subparser.add_argument("folder", type=Path, help="new folder for the keys of the node")
+    subparser.add_argument("nodes", nargs=1, metavar="NAME", help="name of the node; client ids may follow: north=0-2")
+    for command, text in {
+        "approve": "at the coordinator: admit the node of a request file, and write an answer file",
+        "accept": "at a site: store root certificate and masking.pub of an answer file",
+    }.items():
+        subparser = commands.add_parser(command, help=text, description=text)
+        subparser.add_argument("folder", type=Path, help="folder with the keys")
+        subparser.add_argument("file", type=Path, help="file of the other side")
+        subparser.add_argument("--fingerprint", default="", help="fingerprint that the other side reads out")
+        if command == "approve":
+            subparser.add_argument("--address", default="", metavar="HOST:PORT", help="coordinator, for the answer")
 
 
 def _add_person_commands(parser: argparse.ArgumentParser) -> None:
@@ -451,11 +485,13 @@ def manage_keys(
     host: Sequence[str] = (),
     nodes: Sequence[str] = (),
     days: int = 365,
-    **person: str,
+    **more: Any,
 ) -> int:
     """Run one subcommand, print admitted and revoked nodes or persons, and return the exit code."""
+    if command in ("request", "approve", "accept"):
+        return _enrol(command, folder, nodes, **more)
     if command == "person":
-        return _manage_persons(folder, **person)
+        return _manage_persons(folder, **more)
     if command == "create":
         create(folder, host, nodes, days=days)
     elif command == "renew":
@@ -466,12 +502,54 @@ def manage_keys(
     return DONE
 
 
+def _enrol(
+    command: str,
+    folder: Path,
+    nodes: Sequence[str] = (),
+    *,
+    file: Path = Path(),
+    fingerprint: str = "",
+    address: str = "",
+) -> int:
+    from fedlearn.deploy import enrolment  # it uses this module
+
+    with private_files():
+        if command == "request":
+            file = enrolment.request(folder, *nodes)
+            content = enrolment.read_request(file)
+            sys.stdout.write(f"send       {file}\n")
+        else:
+            content = (enrolment.read_request if command == "approve" else enrolment.read_answer)(file)
+            shown = {name: content[name] for name in ("name", "clients", "address", "created") if content.get(name)}
+            sys.stdout.write("".join(f"{name:<10} {plain_line(value)}\n" for name, value in shown.items()))
+            if not fingerprint:
+                _print_fingerprint(content)
+                expected, fix = "the value that the other side reads out", "compare both values, then add --fingerprint"
+                raise KeysError(f"--fingerprint is missing\n  expected  {expected}\n  advice    {fix}")
+            if command == "accept":
+                enrolment.accept(folder, file, fingerprint=fingerprint)
+                sys.stdout.write(f"keys of {content['name']} are complete in {folder}\n")
+                return DONE
+            answer = enrolment.approve(folder, file, fingerprint=fingerprint, address=address)
+            content = enrolment.read_answer(answer)
+            sys.stdout.write(f"send back  {answer}\n")
+    _print_fingerprint(content)
+    return DONE
+
+
+def _print_fingerprint(content: Mapping[str, Any]) -> None:
+    from fedlearn.deploy.enrolment import fingerprint_of
+
+    sys.stdout.write(f"fingerprint {fingerprint_of(content)}\n")
+    sys.stdout.flush()
+
+
 def _manage_persons(folder: Path, *, person_command: str, name: str = "", role: str = "") -> int:
     if person_command == "add":
         target = add_person_to(folder, name, role)
         sys.stdout.write(f"token and root certificate for {name} are in {target}; send them over a private way\n")
     elif person_command == "revoke":
-        revoke_person(_coordinator_part(folder) / PERSONS_FILE, name)
+        revoke_person(coordinator_part(folder) / PERSONS_FILE, name)
     sys.stdout.write(f"{describe_persons(folder)}\n")
     return DONE
 
