@@ -50,6 +50,7 @@ try:
     from fedlearn.protocol.fields import client_of
     from fedlearn.protocol.grid_client import GridClient
     from fedlearn.protocol.membership import FederationError, Member
+    from fedlearn.protocol.repetition import Repetition
     from fedlearn.protocol.sites import RunSites
 except ModuleNotFoundError as error:
     raise MissingExtra("engine=grid", "flower") from error
@@ -105,6 +106,8 @@ class DeployedEngine(BaseEngine):
         check_member: function that raises `WireError` for a node that may not have its clients.
         find_task: function from the name of a task to the task; default the shipped tasks.
         metrics: metrics of the user in the settings, in their order.
+        connected_since: function that returns the start of the connection of each node as a Unix time, by Flower's id.
+            A request is sent again to a node that has connected anew since.
 
     Attributes:
         exchange: connection for requests and responses.
@@ -130,6 +133,7 @@ class DeployedEngine(BaseEngine):
         check_member: Callable[[Member], None] = lambda member: None,
         find_task: Callable[[str], Task] = as_task,
         metrics: Sequence[Metric] = (),
+        connected_since: Callable[[], Mapping[int, float]] = dict,
     ) -> None:
         require(is_count(min_updates), "engine.min_updates", min_updates, "a whole number >= 1", "engine.min_updates=2")
         for name, seconds in (("join_timeout", join_timeout), ("deadline", deadline)):
@@ -141,8 +145,9 @@ class DeployedEngine(BaseEngine):
         self.join_timeout, self.sites = join_timeout, sites or RunSites()
         self.min_updates, self.min_completed = min_updates, min_completed
         used = {group: settings[group] for group in SETTING_GROUPS if settings.get(group)}
+        repetition = Repetition(connected_since, self._report_repetition)
         self.exchange = Exchange(
-            GridClient(grid, self.sites.name),
+            GridClient(grid, self.sites.name, repetition),
             used,
             run=run,
             timeout_s=deadline,
@@ -219,6 +224,8 @@ class DeployedEngine(BaseEngine):
         self.open()
         self._round = request.round
         needed = min(self.min_updates, len(cohort))  # a Poisson cohort may be empty
+        wait_s = self.exchange.timeout_s
+        self.exchange.wait_for_expected(cohort, self.min_completed, round=request.round, timeout_s=wait_s)
         self.exchange.wait_for_clients(cohort, needed, round=request.round, timeout_s=self.join_timeout)
         self._add_clients()
         results: Iterator[Any] = (
@@ -229,6 +236,8 @@ class DeployedEngine(BaseEngine):
         num_accepted, failures = 0, list[Failure]()
         for result in results:
             if isinstance(result, Failure):
+                if result.stage == FailureStage.NODE:  # it missed the deadline; the next round does not wait for it
+                    self.membership.expected.discard(result.client)
                 failures += [result] if result.stage.counts_as_failure else []
             else:
                 clients = result.clients if isinstance(result, PartialAggregate) else [client_of(result)]
@@ -336,6 +345,11 @@ class DeployedEngine(BaseEngine):
         if member is not None and not self.exchange.grid_client.is_busy(member.node_id):
             self.exchange.start(key, self._training_request(flight.request, strategy, [flight.client]))
         return member is not None
+
+    def _report_repetition(self, node_id: int, text: str) -> None:
+        line = f"{self.sites.name(node_id)} {text}"
+        log.warning(line)
+        self.sites.report(f"waiting    {line}")
 
     def _add_clients(self) -> None:
         self.clients = sorted_client_ids(list({*self.clients, *self.membership.members_by_client()}))

@@ -18,6 +18,7 @@ from typing import Any
 from fedlearn.core.private_names import PrivateNames
 
 SERVER = 1  # node id of the ServerApp in Flower
+MIN_PULLS_OF_PART = 20  # attempts to receive a part of a message, about one per second
 HEAD_TIMEOUT_S = 30.0  # seconds in which the head of an HTTP request must arrive
 
 FLOWER = PrivateNames(
@@ -50,6 +51,7 @@ FLOWER = PrivateNames(
             "flwr.proto.node_pb2:Node",
             "flwr.supercore.inflatable.inflatable_object:get_all_nested_objects",
             "flwr.supercore.inflatable.inflatable_object:get_object_tree",
+            "flwr.supercore.inflatable.inflatable_object:iterate_object_tree",
             "flwr.supercore.inflatable.inflatable_object:no_object_id_recompute",
             "flwr.supercore.inflatable.inflatable_protobuf_utils:make_pull_object_fn_protobuf",
             "flwr.supercore.inflatable.inflatable_protobuf_utils:make_push_object_fn_protobuf",
@@ -687,18 +689,17 @@ class FleetClient:
         request = SendNodeHeartbeatRequest(node=Node(node_id=node_id), heartbeat_interval=heartbeat_interval_s)
         return bool(self._client.SendNodeHeartbeat(request).success)
 
-    def pull(self, node_id: int, *, timeout_s: float) -> Any:
+    def pull(self, node_id: int) -> Any:
         """Return the next message with its parts, a `flwr.app.Message`; None if there is none.
 
-        Args:
-            node_id: id of the node.
-            timeout_s: seconds to wait for the parts, which the sender may still upload.
+        The sender may still upload the parts. So the time to wait for a part grows with their number.
         """
         from flwr.app import Message
         from flwr.common.serde import message_from_proto
         from flwr.proto.fleet_pb2 import PullMessagesRequest
         from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
         from flwr.proto.node_pb2 import Node
+        from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
         from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
         from flwr.supercore.inflatable.inflatable_utils import (
             ObjectPullError,
@@ -719,7 +720,13 @@ class FleetClient:
 
         try:
             message = pull_and_inflate_object_from_tree(
-                tree, pull, confirm, return_type=Message, max_time=timeout_s, max_tries_per_object=None
+                tree,
+                pull,
+                confirm,
+                return_type=Message,
+                max_time=None,
+                max_tries_per_object=MIN_PULLS_OF_PART + len(list(iterate_object_tree(tree))) // 2,
+                backoff_cap=1.0,
             )
         except (ObjectPullError, ObjectUnavailableError) as error:
             raise MissingParts(str(error)) from error

@@ -130,6 +130,33 @@ class Exchange:
             time.sleep(0.25)
             self.update_members(round)
 
+    def wait_for_expected(
+        self, cohort: Collection[ClientId], needed: int | None, *, round: int, timeout_s: float
+    ) -> None:
+        """Wait for the clients of a cohort that took part before, also if their nodes are disconnected at this moment.
+
+        A client whose node does not return in time is no longer expected, until its node joins again.
+
+        Args:
+            cohort: ids of the clients.
+            needed: number of clients that suffice; None: all of them.
+            round: round of the hello requests to new nodes.
+            timeout_s: seconds to wait.
+        """
+        expected = self.membership.expected & set(cohort)
+        self.update_members(round)
+        ends, said = time.monotonic() + timeout_s, time.monotonic()
+        while missing := expected - self.membership.members_by_client().keys():
+            now = time.monotonic()
+            if now >= ends or (needed is not None and len(expected) - len(missing) >= needed):
+                break
+            if now - said >= REPORT_INTERVAL_S:
+                said = now
+                self._report_missing(missing, round, ends - now)
+            time.sleep(0.5)
+            self.update_members(round)
+        self.membership.expected -= missing
+
     def update_members(self, round: int) -> None:
         """Send hello requests to new nodes, read available responses, and remove disconnected nodes; do not wait."""
         members = self.membership
@@ -249,6 +276,12 @@ class Exchange:
             return _failures(request.clients, FailureStage.RESPONSE, f"{site}: {error}")
         omitted = set() if reader.may_omit_clients else set(request.clients) - {client_of(result) for result in results}
         return results + _failures(omitted, FailureStage.RESPONSE, f"the response of {site} leaves the client out")
+
+    def _report_missing(self, clients: Collection[ClientId], round: int, remaining_s: float) -> None:
+        sites = sorted({self.membership.site_of([client]) for client in clients})
+        text = f"round {round} waits for {', '.join(sites)}, at most {remaining_s:.0f} s"
+        log.warning(text)
+        self.sites.report(f"waiting    {text}")
 
     def _divide(self, cohort: CohortRequest[Any]) -> dict[int, NodeRequest]:
         """Return a request for each node that has clients of the cohort."""

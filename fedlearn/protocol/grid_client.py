@@ -11,7 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -22,6 +22,8 @@ from fedlearn.errors import FedlearnError
 from fedlearn.flower.compat import retry_parts_after, run_stopped_error, upload_error
 from fedlearn.protocol.messages import NodeRequest, NodeResponse
 from fedlearn.protocol.polling import INITIAL_BACKOFF_S, poll_interval
+from fedlearn.protocol.refusals import RefusalCode
+from fedlearn.protocol.repetition import Repetition
 from fedlearn.protocol.sites import STRANGER
 
 RECORD, SHARED, PAYLOAD = "fedlearn", "fedlearn.shared", "payload"
@@ -29,6 +31,7 @@ STYPE = "fedlearn.safetensors"
 MAX_INLINE_BYTES = 2**20  # bytes of a shared part that stays in the config record
 MAX_POLL_INTERVAL_S = 3.0  # seconds between two polls
 MAX_TRACKED_MESSAGES = 10_000  # messages that may still get a late or second response
+NODE_UNAVAILABLE = 5  # Flower's code of an error for a node that is not connected
 MAX_SEND_ATTEMPTS = 3  # attempts to upload messages while the SuperLink restarts
 log = logging.getLogger(__name__)
 
@@ -88,7 +91,8 @@ class InFlightRequest:
         request: the sent request.
         timeout_s: seconds after which the request counts as failed, > 0.
         max_response_bytes: size limit of the response, in bytes.
-        sent_at: time of sending, on the monotonic clock.
+        sent_at: time of the first attempt, on the monotonic clock.
+        sent_at_unix: time of the last attempt, as a Unix time.
     """
 
     node_id: int
@@ -96,6 +100,7 @@ class InFlightRequest:
     timeout_s: float
     max_response_bytes: int
     sent_at: float = field(default_factory=time.monotonic)
+    sent_at_unix: float = field(default_factory=time.time)
 
     @property
     def remaining_s(self) -> float:
@@ -106,21 +111,28 @@ class InFlightRequest:
 class GridClient:
     """Send requests to nodes and collect the responses. Each request gets exactly one response.
 
-    A request fails at its deadline, or when Flower reports an error. Its response is then a refusal at stage ``node``.
-    A response that cannot be read becomes a refusal at stage ``response``.
+    A request is sent again until its deadline if Flower reports an error, or if the node has connected anew. A request
+    without a response gets a refusal at stage ``node``. A response that cannot be read becomes a refusal at stage
+    ``response``.
 
     Args:
         grid: Flower's connection to the nodes.
         name_of: function from Flower's id of a node to its name in messages.
+        repetition: the requests that are sent again.
 
     Attributes:
         num_ignored: number of responses that were ignored, by cause: ``expired``, ``duplicate``, ``unknown_sender``,
             ``malformed``.
     """
 
-    def __init__(self, grid: Grid, name_of: Callable[[int], str] = lambda node_id: STRANGER) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        name_of: Callable[[int], str] = lambda node_id: STRANGER,
+        repetition: Repetition | None = None,
+    ) -> None:
         retry_parts_after(INITIAL_BACKOFF_S)
-        self.grid, self._name_of = grid, name_of
+        self.grid, self._name_of, self.repetition = grid, name_of, repetition or Repetition()
         self.num_ignored: Counter[str] = Counter()
         self._in_flight: dict[str, InFlightRequest] = {}  # by Flower's id of the message
         self._completed: dict[str, NodeResponse] = {}  # by id of the request
@@ -134,7 +146,7 @@ class GridClient:
 
     def is_busy(self, node_id: int) -> bool:
         """Return whether the node has an unanswered request. A node works on one request at a time."""
-        return any(sent.node_id == node_id for sent in self._in_flight.values())
+        return any(sent.node_id == node_id for sent in self._unanswered())
 
     def send(self, requests: Sequence[InFlightRequest]) -> None:
         """Send requests with the same shared content. A request that Flower refuses completes with a refusal.
@@ -165,7 +177,7 @@ class GridClient:
             for id in (id for id in self._completed if id in ids):
                 return self._completed.pop(id)
             if not self._poll():
-                remaining = [sent.remaining_s for sent in self._in_flight.values() if sent.request.id in ids]
+                remaining = [sent.remaining_s for sent in self._unanswered() if sent.request.id in ids]
                 if not remaining:
                     raise RuntimeError("no request is in flight")
                 pause = poll_interval(time.monotonic() - start, MAX_POLL_INTERVAL_S)
@@ -177,13 +189,15 @@ class GridClient:
             self._expire(message_id)
         for id in ids:
             self._completed.pop(id, None)
+            self.repetition.forget(id)
 
     def _push(self, requests: Sequence[InFlightRequest]) -> Sequence[str | None]:
         shared = pack(requests[0].request.shared)
         heads = [sent.request.pack_head() for sent in requests]
+        message_ids: list[str | None] | None = None
         for _ in range(MAX_SEND_ATTEMPTS):
             messages = [
-                Message(content, sent.node_id, "query", ttl=sent.timeout_s, group_id=str(sent.request.round))
+                Message(content, sent.node_id, "query", ttl=sent.remaining_s, group_id=str(sent.request.round))
                 for sent, content in zip(requests, to_record_dicts(heads, shared), strict=True)
             ]
             try:
@@ -192,14 +206,25 @@ class GridClient:
             except upload_error() as error:  # the SuperLink restarted between announcement and upload
                 log.warning("sending the messages again: %s", error)
                 continue
-            if len(message_ids) != len(messages):
-                raise FedlearnError("Flower accepted no message: the messages are too large, or the SuperLink is down")
-            return message_ids
-        return [None] * len(requests)
+            if len(message_ids) == len(messages):
+                return message_ids
+            log.warning("Flower accepted no message")
+            time.sleep(1.0)  # the SuperLink may be restarting
+        if message_ids is None:
+            return [None] * len(requests)
+        raise FedlearnError("Flower accepted no message: the messages are too large, or the SuperLink is down")
 
     def _poll(self) -> int:
-        """Collect available responses, and refuse requests after their deadline. Return the number of completions."""
+        """Collect available responses, send requests again, and refuse requests after their deadline.
+
+        Returns:
+            The number of completions.
+        """
         num_before = len(self._completed)
+        for message_id in self.repetition.lost(self._in_flight):
+            sent = self._in_flight[message_id]
+            self._expire(message_id)
+            self._fail(sent, "the node has connected anew", is_error=False)
         with _interruptible():
             arrived = list(self.grid.pull_messages([*self._in_flight, *self._expired]))
         for message in arrived:
@@ -216,22 +241,42 @@ class GridClient:
             if sent.remaining_s <= 0:
                 self._expire(message_id)
                 self._refuse(sent, FailureStage.NODE, f"no response within {sent.timeout_s:g} s")
+        for waiting in self.repetition.take_expired():
+            text = f"no response within {waiting.sent.timeout_s:g} s: {waiting.reason}"
+            self._refuse(waiting.sent, FailureStage.NODE, text)
+        for sent in self.repetition.take_due(self.node_ids):
+            self.send([replace(sent, sent_at_unix=time.time())])
         return len(self._completed) - num_before
 
     def _complete(self, sent: InFlightRequest, message: Message) -> None:
         if message.has_error():
             reason = read_text(message.error.reason or "", "reason", max_length=2000)
-            self._refuse(sent, FailureStage.NODE, reason or "Flower reports an error without a reason")
+            is_error = message.error.code != NODE_UNAVAILABLE
+            self._fail(sent, reason or "Flower reports an error without a reason", is_error=is_error)
             return
         try:
             data = from_record_dict(message.content)
             response = NodeResponse.unpack(data, sent.request, max_bytes=sent.max_response_bytes)
+            if response.refusal and response.refusal.code == RefusalCode.BUSY:
+                return self._fail(sent, response.refusal.reason, is_error=True)
+            self.repetition.forget(sent.request.id)
             self._completed[sent.request.id] = response
         except (WireError, ValueError) as error:
             self._count("malformed", sent.node_id)
             self._refuse(sent, FailureStage.RESPONSE, str(error))
 
+    def _fail(self, sent: InFlightRequest, reason: str, *, is_error: bool) -> None:
+        """Send a request again later, or refuse it."""
+        if self.repetition.accepts(sent, is_error=is_error):
+            self.repetition.add(sent, reason)
+        else:
+            self._refuse(sent, FailureStage.NODE, reason)
+
+    def _unanswered(self) -> list[InFlightRequest]:
+        return [*self._in_flight.values(), *(waiting.sent for waiting in self.repetition.waiting.values())]
+
     def _refuse(self, sent: InFlightRequest, stage: FailureStage, reason: str) -> None:
+        self.repetition.forget(sent.request.id)
         self._completed[sent.request.id] = NodeResponse.missing(sent.request, stage, reason)
 
     def _expire(self, message_id: str) -> None:

@@ -130,6 +130,7 @@ class Membership:
         refused: reason of the refusal of each other node, by Flower's id.
         postponed: transient problem of each node that is asked again within seconds, by Flower's id.
         pending: nodes with an unanswered hello request, by Flower's id.
+        expected: clients that took part, and that did not miss a deadline since. A round waits for their nodes.
     """
 
     def __init__(
@@ -144,6 +145,8 @@ class Membership:
         self.pending: set[int] = set()
         self.postponed: dict[int, str] = {}
         self._retry_at: dict[int, float] = {}
+        self.expected: set[ClientId] = set()
+        self._last_nodes: dict[ClientId, int] = {}
         self._model: Member | None = None
         self._num_examples: dict[ClientId, int] = {}  # example counts at the first admission of this run
         self._last_site: dict[ClientId, str] = {}  # site of each client that has joined
@@ -186,6 +189,9 @@ class Membership:
         self._check(member)
         self._num_examples |= member.num_examples
         self._last_site |= dict.fromkeys(member.clients, self.sites.name(member.node_id))
+        self.expected -= {client for client, node_id in self._last_nodes.items() if node_id == member.node_id}
+        self.expected |= set(member.clients)
+        self._last_nodes |= dict.fromkeys(member.clients, member.node_id)
         self.present[member.node_id] = member
         suffix = "" if member.supports_metrics else ", without metrics"
         log.info("%s has joined (%s on %s%s)", member, member.framework, member.device, suffix)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from fedlearn.core.serialization import pack, unpack
 from fedlearn.deploy.coordinator_side.remote_scenario import remote_scenario
 from fedlearn.deploy.node_side.reveal import Reveal
 from fedlearn.protocol.membership import FederationError
+from fedlearn.protocol.messages import NodeRequest
 from fedlearn.protocol.sites import RunSites
 
 
@@ -120,7 +122,7 @@ def test_the_coordinator_learns_the_problem_from_its_nodes(federation):
     assert made.engine.clients == (0, 1, 2, 3)
     assert scenario.data.num_train == {0: 5, 1: 9, 2: 13, 3: 17}
     assert scenario.trainer.framework == "numpy"
-    assert "2 nodes" in made.engine.describe(4)
+    assert "2 sites" in made.engine.describe(4)
 
 
 def test_a_raising_training_is_that_clients_failure_and_its_reason_stays_at_the_node(federation, caplog):
@@ -424,7 +426,7 @@ def test_closing_early_is_refused_where_a_privacy_claim_rests_on_the_draw(federa
 
 
 def test_a_node_that_disappears_fails_by_name_and_one_that_comes_back_takes_part_again(federation):
-    made = federation()
+    made = federation(deadline=2.0)
     made.engine.open()
     strategy = build(made.settings["strategy"], "strategy")
     state = start(strategy, made.engine.initial_parameters(1), made.engine, seed=1)
@@ -578,7 +580,7 @@ def test_a_run_goes_on_without_the_metrics_of_nodes_that_keep_them(federation):
 
 
 def test_a_messenger_that_cannot_reach_its_trainer_is_a_failure_with_its_reason(federation):
-    made = federation()
+    made = federation(deadline=2.0)
     made.engine.open()
 
     def broken(payload):
@@ -588,6 +590,57 @@ def test_a_messenger_that_cannot_reach_its_trainer_is_a_failure_with_its_reason(
     (one,) = deployed(made, rounds=1, evaluate=False, max_failures=0.5)
     assert [f.stage for f in one.failures] == ["node", "node"]
     assert "the trainer of this node does not respond" in one.failures[0].reason
+
+
+@pytest.mark.parametrize("kind", ["fit", "evaluate"])
+def test_a_request_that_fails_is_asked_again_within_its_deadline_with_equal_bits(federation, kind):
+    lines = []
+    made = federation(sites=RunSites(report=lines.append))
+    made.engine.open()
+    answer, failed = made.sites[102].respond_to_bytes, []
+
+    def fails_twice(data):
+        if NodeRequest.unpack(data).kind == kind and len(failed) < 2:
+            failed.append(answer(data))  # the node does the work, and its response is lost
+            raise RuntimeError("the trainer of this node does not respond")
+        return answer(data)
+
+    made.grid.nodes[102] = fails_twice
+    there, here = deployed(made, max_failures=0.0)[-1], simulated(made)[-1]
+    assert np.array_equal(there.state.params_D, here.state.params_D)
+    assert len(failed) == 2
+    assert "is asked again: <class 'RuntimeError'>" in lines[0]
+
+
+def test_a_node_that_connects_anew_gets_the_request_that_its_last_connection_lost(federation):
+    since = {}
+    made = federation(connected_since=lambda: dict(since))
+    made.engine.open()
+    answer, lost = made.sites[102].respond_to_bytes, []
+
+    def loses_first(data):
+        if not lost:
+            lost.append(data)
+            since[102] = time.time()
+            time.sleep(600)  # the thread of this message never answers
+        return answer(data)
+
+    made.grid.nodes[102] = loses_first
+    assert np.array_equal(deployed(made, max_failures=0.0)[-1].state.params_D, simulated(made)[-1].state.params_D)
+    assert len(lost) == 1
+
+
+def test_a_round_waits_for_a_node_that_took_part_and_is_back_within_the_deadline(federation):
+    lines = []
+    made = federation(sites=RunSites(report=lines.append))
+    made.engine.open()
+    strategy = build(made.settings["strategy"], "strategy", allow=made.allow)
+    state = start(strategy, made.engine.initial_parameters(1), made.engine, seed=1)
+    rounds = federate(strategy, made.engine, state, schedule=Schedule(rounds=3), local=LOCAL_SETTINGS)
+    next(rounds)
+    node = made.grid.nodes.pop(102)
+    threading.Timer(1.0, lambda: made.grid.nodes.update({102: node})).start()
+    assert [one.failures for one in rounds] == [(), ()]
 
 
 def test_the_command_line_of_a_simulation_says_how_to_deploy():

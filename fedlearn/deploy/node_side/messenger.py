@@ -38,7 +38,6 @@ HEARTBEAT_INTERVAL_S = 10.0  # the coordinator takes a node for disconnected aft
 CHECK_INTERVAL_S = 2.0  # seconds between two checks of the path to the trainer
 MAX_POLL_INTERVAL_S = 6.0  # seconds between two polls of a node without work
 MAX_RETRY_INTERVAL_S = 5.0  # seconds between two attempts to connect
-PARTS_TIMEOUT_S = 60.0  # seconds for the parts of a message to arrive at the coordinator
 RESPONSE_TIMEOUT_S = 60.0  # seconds of attempts to send a response
 CLIENT_APP_RAISED_EXCEPTION = 2  # Flower's code of an error
 NO_TRAINER = "the trainer of this node does not respond; its messenger has logged the reason"
@@ -96,7 +95,7 @@ class Messenger:
     def _carry_messages(self) -> None:
         start = time.monotonic()
         while True:
-            message = self.fleet.pull(self.state.node_id, timeout_s=PARTS_TIMEOUT_S)
+            message = self.fleet.pull(self.state.node_id)
             self._num_failures = 0
             if message is None:
                 self.sleep(poll_interval(time.monotonic() - start, MAX_POLL_INTERVAL_S, shortest_s=0.1))

@@ -45,7 +45,7 @@ class FakeFleet:
     def deactivate(self, node_id):
         self.log.append(f"deactivate {node_id}")
 
-    def pull(self, node_id, *, timeout_s):
+    def pull(self, node_id):
         self.log.append("pull")
         if not self.pulls:
             raise Done
