@@ -31,11 +31,14 @@ from fedlearn.deploy.coordinator_side.environment import (
     STATE_ENV,
 )
 from fedlearn.deploy.coordinator_side.key_sync import KeySync
+from fedlearn.deploy.coordinator_side.probes import LinkProbe, executor_problem
+from fedlearn.deploy.coordinator_side.run_recovery import RunRecovery
 from fedlearn.deploy.coordinator_side.web_pages import Pages, Ports, open_ports
 from fedlearn.deploy.keys import ALLOWED, CA, CERTIFICATE, SECRET, SERVER_KEY, KeysError, expiry
 from fedlearn.deploy.persons import PERSONS_FILE, new_token, read_persons, token_digest
 from fedlearn.deploy.processes import Child, Children, flower_environment, module_command, private_files
 from fedlearn.deploy.state_lock import locked_state
+from fedlearn.deploy.supervision import Watch
 from fedlearn.errors import FedlearnError, is_count, require
 from fedlearn.runner.consent import ALLOW_ENV
 from fedlearn.runner.registry import Registry, installed_registry, read_builders
@@ -74,9 +77,9 @@ def serve(
         metrics: port of the metrics for Prometheus, at loopback; 0 takes a free port; None: no metrics.
 
     Guarantees:
-        A process that ends is restarted, and reads all runs, nodes and messages from the database. A process that ends
-        too often ends the coordinator, with the reason. No child process outlives the coordinator (on Linux even after
-        SIGKILL).
+        A process that ends or does not work is restarted, and reads all runs, nodes and messages from the database. A
+        run whose process has died resumes from its last checkpoint. A process that ends too often ends the coordinator,
+        with the reason. No child process outlives the coordinator (on Linux even after SIGKILL).
 
     Raises:
         FedlearnError: Keys are missing or expired, the port is taken, another coordinator uses the state folder, or the
@@ -107,10 +110,8 @@ def _serve(keys: Path, state: Path, runs: Path, host: str, port: int, registry: 
         _require_token_check(local, keys)
         _require_limits(local, keys)
         control = CoordinatorClient(local, keys, token=token)
-        for run_id in control.list_running():  # their processes ended with the previous coordinator
-            control.stop(run_id)
-            command = "python -m fedlearn.deploy.submit --resume FOLDER"
-            sys.stdout.write(f"run {run_id} was interrupted; {command} resumes it\n")
+        recovery = RunRecovery(control, state.resolve(), runs.resolve())
+        recovery.recover_all()
         key_sync = KeySync(control, keys, state)
         key_sync.check()
         runner = children.start(Child("the SuperExec", _superexec(keys, local), state / "superexec.log", env, cwd=runs))
@@ -122,16 +123,23 @@ def _serve(keys: Path, state: Path, runs: Path, host: str, port: int, registry: 
             f"runs          {runs.resolve()}\nlogs          {state.resolve()}\n{page_lines}ready\n"
         )
         sys.stdout.flush()
-        _watch([link, runner], key_sync)
+        probe = LinkProbe(lambda: CoordinatorClient(local, keys, token=token), state)
+        probe.start()
+        watches = [
+            Watch("the SuperLink", probe.problem, link, on_restart=key_sync.forget),
+            Watch("the SuperExec", lambda: executor_problem(state, probe), runner),
+        ]
+        _watch(watches, probe, key_sync, recovery)
 
 
-def _watch(children: Sequence[Child], key_sync: KeySync) -> None:
-    """Restart processes that end, and admit or remove nodes when the key files change."""
+def _watch(watches: Sequence[Watch], probe: LinkProbe, key_sync: KeySync, recovery: RunRecovery) -> None:
+    """Restart processes that do not work, resume runs, and admit or remove nodes when the key files change."""
     while True:
-        for child in children:
-            if child.restart_if_ended():
-                key_sync.forget()
-        key_sync.check()
+        for watch in watches:
+            watch.check()
+        if not probe.problem():
+            key_sync.check()
+            recovery.check()
         time.sleep(SYNC_INTERVAL_S)
 
 

@@ -18,15 +18,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fedlearn.core.command_line import DONE, FAILED, STOPPED
+from fedlearn.core.command_line import FAILED, STOPPED
 from fedlearn.core.plain_text import plain_line, plain_text
 from fedlearn.deploy.connectivity import ConnectionProblem, is_final
-from fedlearn.deploy.coordinator_side.app_bundle import REQUEST_KEY, build_app_bundle, parse_exit_code
-from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient, RunStatus
+from fedlearn.deploy.coordinator_side.app_bundle import REQUEST_KEY, build_app_bundle
+from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient, RunStatus, parse_end
 from fedlearn.errors import FedlearnError
 
 START_TIMEOUT_S = 180.0  # seconds for the coordinator to start a run; several times the duration of all imports
-SILENCE_TIMEOUT_S = 20.0  # seconds without a line after which the connection is checked
+SILENCE_TIMEOUT_S = 10.0  # seconds without a line after which connection and nodes are checked
+SUCCESSOR_TIMEOUT_S = 12.0  # seconds for the coordinator to resume an interrupted run
 FLOWER_LOG_LINE = re.compile(r"^(\x1b\[\d+m)?(INFO|DEBUG)\s*(\x1b\[0m)?:|^Successfully installed fedlearn-run ")
 FOLDER_LINE = re.compile(r"^run        (.+)$")
 RESUME_COMMAND = "python -m fedlearn.deploy.submit --resume {folder}"
@@ -113,7 +114,7 @@ class Follower:
         return run_id
 
     def follow(self, run_id: int) -> int:
-        """Show a run until it ends, and return its exit code. Resume it if the coordinator was lost meanwhile.
+        """Show a run until it ends, and return its exit code. Follow the run by which the coordinator resumes it.
 
         Args:
             run_id: Flower's id of the run.
@@ -121,22 +122,34 @@ class Follower:
         Raises:
             ConnectionProblem: The coordinator is lost for more than ``reconnect_timeout_s``.
         """
-        was_lost = False
         with self._stoppable():
             while True:
                 try:
                     status = self._watch(run_id)
+                    code = parse_end(status)
+                    successor = self._find_successor(run_id) if code is None and not self._num_stops else None
                 except Disconnected as error:
                     self._report(f"lost the coordinator ({error}); waiting for it")
                     self._wait_for_coordinator()
-                    was_lost = True
                     continue
-                code = _exit_code(status)
-                if not (was_lost and code is None and self.folder) or self._num_stops:
+                if successor is None:
                     return self._report_end(status, code)
                 self._report("the run was interrupted; it resumes from its last checkpoint")
-                was_lost = False
-                run_id = self._submit_resume()
+                run_id, self._shown_until, self._partial_line = successor, 0.0, ""
+
+    def _find_successor(self, run_id: int) -> int | None:
+        """Return the run by which the coordinator continues an interrupted run; None if there is none in time."""
+        deadline = time.monotonic() + SUCCESSOR_TIMEOUT_S
+        control = CoordinatorClient(self.address, self.keys)
+        try:
+            while (successor := control.successor(run_id)) is None and time.monotonic() < deadline:
+                self.on_idle()
+                time.sleep(0.5)
+            return successor
+        except ConnectionProblem as error:
+            raise Disconnected(_first_line(error)) from error
+        finally:
+            control.close()
 
     def _submit_resume(self, overrides: Sequence[str] = ()) -> int:
         return self.submit(
@@ -166,6 +179,7 @@ class Follower:
                     self._show(*piece)
                 if time.monotonic() - last_line > SILENCE_TIMEOUT_S:
                     self._require_start(control, run_id, time.monotonic() - start)
+                    self._report_wait(control, run_id)
                     last_line = time.monotonic()
         except ConnectionProblem as error:
             raise Disconnected(_first_line(error)) from error
@@ -180,6 +194,15 @@ class Follower:
             raise RunStartTimeout(
                 f"{self.address} has not started the run within {START_TIMEOUT_S:.0f} s\n  advice    {fix}"
             )
+
+    def _report_wait(self, control: CoordinatorClient, run_id: int) -> None:
+        """Name the causes of a silence that the run itself cannot report: it starts, or nodes are not connected."""
+        status = control.status(run_id).status
+        absent = [node.name for node in control.node_states() if node.state == "offline"]
+        causes = [f"the run is {status}"] if status != "running" or not self.folder else []
+        causes += [f"not connected: {', '.join(absent)}"] if absent else []
+        if causes:
+            self._report(f"waiting    {'; '.join(causes)}")
 
     def _read_log(self, control: CoordinatorClient, run_id: int, lines: queue.Queue[Any]) -> None:
         """Put the log into a queue, in a separate thread, because a broken connection may block forever."""
@@ -217,7 +240,8 @@ class Follower:
             self._num_sent += 1
 
     def _wait_for_coordinator(self) -> None:
-        deadline = time.monotonic() + self.reconnect_timeout_s
+        reported = time.monotonic()
+        deadline = reported + self.reconnect_timeout_s
         while True:
             try:
                 control = CoordinatorClient(self.address, self.keys)
@@ -231,6 +255,9 @@ class Follower:
                     raise ConnectionProblem(f"{error}\n  later     {self._format_resume_command()}") from error
                 self.on_idle()
                 time.sleep(0.5)
+                if time.monotonic() - reported > SILENCE_TIMEOUT_S:
+                    reported = time.monotonic()
+                    self._report("waiting    for the coordinator")
 
     def _report_end(self, status: RunStatus, code: int | None) -> int:
         if code is not None:
@@ -266,11 +293,6 @@ class Follower:
     def _report(self, line: str) -> None:
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
-
-
-def _exit_code(status: RunStatus) -> int | None:
-    """Return the exit code of a run; None for a run that was interrupted."""
-    return DONE if status.sub_status == "completed" else parse_exit_code(status.details)
 
 
 def _first_line(error: Exception) -> str:

@@ -221,10 +221,6 @@ class GridClient:
             The number of completions.
         """
         num_before = len(self._completed)
-        for message_id in self.repetition.lost(self._in_flight):
-            sent = self._in_flight[message_id]
-            self._expire(message_id)
-            self._fail(sent, "the node has connected anew", is_error=False)
         with _interruptible():
             arrived = list(self.grid.pull_messages([*self._in_flight, *self._expired]))
         for message in arrived:
@@ -237,6 +233,10 @@ class GridClient:
             else:
                 self._answered.append(message_id)
                 self._complete(self._in_flight.pop(message_id), message)
+        for message_id in self.repetition.lost(self._in_flight):
+            lost = self._in_flight[message_id]
+            self._expire(message_id)
+            self._fail(lost, "it has connected anew", is_error=False)
         for message_id, sent in list(self._in_flight.items()):
             if sent.remaining_s <= 0:
                 self._expire(message_id)
@@ -244,8 +244,8 @@ class GridClient:
         for waiting in self.repetition.take_expired():
             text = f"no response within {waiting.sent.timeout_s:g} s: {waiting.reason}"
             self._refuse(waiting.sent, FailureStage.NODE, text)
-        for sent in self.repetition.take_due(self.node_ids):
-            self.send([replace(sent, sent_at_unix=time.time())])
+        for due in self.repetition.take_due(self.node_ids):
+            self.send([replace(due, sent_at_unix=time.time())])
         return len(self._completed) - num_before
 
     def _complete(self, sent: InFlightRequest, message: Message) -> None:

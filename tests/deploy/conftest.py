@@ -103,6 +103,10 @@ class Federation:
             return False
         return True
 
+    def follower(self, on_idle: Callable[[], None]) -> Follower:
+        """Return a follower that calls a function several times per second."""
+        return Follower(self.address, self.keys / "operator", 240.0, on_idle=on_idle)
+
     def found(self, name: str, code: int = 0, text: str = "") -> Run:
         """Return a run by the name of its folder."""
         return Run(code, text, self.runs / name)

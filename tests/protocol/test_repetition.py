@@ -1,5 +1,6 @@
 """Requests without a response are sent again until their deadline, and never without end."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -50,7 +51,7 @@ def test_a_disconnected_node_is_waited_for_until_the_deadline_and_named_in_time(
         assert repeated.take_due(set) == []
         clock[0] += 0.5
     assert 598 <= clock[0] - 1000 <= 600
-    gaps = [later[0] - earlier[0] for earlier, later in zip(lines, lines[1:], strict=False)]
+    gaps = [later[0] - earlier[0] for earlier, later in pairwise(lines)]
     assert max(gaps) <= REPORT_INTERVAL_S + 1.5
     assert not repeated.waiting
 

@@ -130,14 +130,27 @@ class CoordinatorClient:
                 f"{self.address} does not know run {run_id}\n  expected  the id of a run in its database\n"
                 "  try       python -m fedlearn.deploy.status"
             )
-        status = runs[run_id].status
-        return RunStatus(status.status, status.sub_status, plain_line(status.details, max_length=2000))
+        return _status_of(runs[run_id])
 
     def list_running(self) -> list[int]:
         """Return the ids of the runs that have started and not ended."""
         with self._explain_errors():
             runs = self._client.runs()
         return [run_id for run_id, run in runs.items() if run.status.status in ("starting", "running")]
+
+    def configs(self) -> dict[int, tuple[RunStatus, Mapping[str, Any]]]:
+        """Return status and run configuration of all runs, by id."""
+        with self._explain_errors():
+            runs = self._client.runs()
+        return {run_id: (_status_of(run), self._client.config_of(run)) for run_id, run in runs.items()}
+
+    def successor(self, run_id: int) -> int | None:
+        """Return the id of the run that continues an interrupted run; None if there is none."""
+        for id, (_, config) in self.configs().items():
+            request = json.loads(str(config.get(REQUEST_KEY) or "{}"))
+            if isinstance(request, dict) and request.get("continues") == run_id:
+                return id
+        return None
 
     def log(self, run_id: int, after: float = 0.0) -> Iterator[tuple[str, float]]:
         """Yield the output of a run in pieces, each with its timestamp, until the run ends.
@@ -200,6 +213,16 @@ class CoordinatorClient:
             raise ConnectionProblem(describe_refusal(self.address, error.response)) from error
         except httpx.TransportError as error:
             raise ConnectionProblem(explain(self.address, error)) from error
+
+
+def parse_end(status: RunStatus) -> int | None:
+    """Return the exit code of a run; None for a run that was interrupted."""
+    return DONE if status.sub_status == "completed" else parse_exit_code(status.details)
+
+
+def _status_of(run: Any) -> RunStatus:
+    status = run.status
+    return RunStatus(status.status, status.sub_status, plain_line(status.details, max_length=2000))
 
 
 def _run_state(run_id: int, run: Any, config: Mapping[str, Any]) -> RunState:

@@ -41,10 +41,12 @@ from fedlearn.core.random import Purpose, generator
 from fedlearn.core.tasks import TASKS, Task, as_task
 from fedlearn.deploy.coordinator_side.admission import Admission
 from fedlearn.deploy.coordinator_side.app_bundle import EXIT_MARKER, NAME_KEY, PERSON_KEY, REQUEST_KEY
+from fedlearn.deploy.coordinator_side.connections import connections_of
 from fedlearn.deploy.coordinator_side.environment import NODES_ENV, RUNS_ENV, STATE_ENV
 from fedlearn.deploy.coordinator_side.ownership import DEPLOYMENT_FILE, require_owner
 from fedlearn.deploy.coordinator_side.remote_scenario import remote_scenario
 from fedlearn.deploy.coordinator_side.run_audit import audited
+from fedlearn.deploy.coordinator_side.run_process import process_file
 from fedlearn.deploy.coordinator_side.run_sites import SITES_FILE, SiteDirectory, build_run_sites
 from fedlearn.deploy.coordinator_side.studies import STUDIES, find_study, read_studies
 from fedlearn.deploy.coordinator_side.submissions import Submissions, stoppable
@@ -129,7 +131,8 @@ def execute(request: Mapping[str, Any], grid: Grid, run_id: int, runs: Path) -> 
         FedlearnError: See `fedlearn.runner.start.run` and `fedlearn.runner.resume.resume`.
     """
     folder = _folder_in(runs, request["folder"])
-    with stoppable(Submissions(Path(os.environ[STATE_ENV])), run_id):
+    state = Path(os.environ[STATE_ENV])
+    with process_file(state, run_id), stoppable(Submissions(state), run_id):
         if request["do"] == "resume":
             require_owner(folder, request.get(PERSON_KEY))
             _print_folder(folder, runs)
@@ -228,7 +231,9 @@ def build_deployed_experiment(
     options = {name: value for name, value in settings["engine"].items() if name != "_target_"}
     options |= {"find_task": partial(_registered_task, registry), "metrics": find_metrics(paths, registry.modules)}
     keys = Path(os.environ[NODES_ENV]).parent
-    admission = Admission(Path(os.environ[STATE_ENV]), keys / BINDINGS, keys / IDENTITIES, run=run)
+    state = Path(os.environ[STATE_ENV])
+    options["connected_since"] = connections_of(state)
+    admission = Admission(state, keys / BINDINGS, keys / IDENTITIES, run=run)
     engine = DeployedEngine(grid, node_settings, run=run, sites=sites, check_member=admission.check, **options)
     engine.exchange.origin = origin
     try:

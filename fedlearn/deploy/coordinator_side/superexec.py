@@ -7,10 +7,16 @@ process reads the token from its standard input.
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from fedlearn.deploy.coordinator_side.run_recovery import PROCESSES_FILE
+from fedlearn.deploy.coordinator_side.superlink import STATE_ENV
 from fedlearn.deploy.processes import module_command
 from fedlearn.flower.compat import executor, run_serverapp, run_superexec, serverapp_arguments
 
@@ -18,9 +24,16 @@ RUN = "run"  # first argument of the process of a run
 
 
 class RunExecutor:
-    """Start a process for each run, and reap the processes that have ended."""
+    """Start a process for each run, and reap the processes that have ended.
 
-    def __init__(self) -> None:
+    Each poll writes the ids of the living processes to a file. Its age shows whether the SuperExec works.
+
+    Args:
+        state: state folder of the coordinator.
+    """
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def launch(self, spec: Any) -> None:
@@ -31,10 +44,18 @@ class RunExecutor:
         process.stdin.write(f"{spec.token}\n".encode())
         process.stdin.close()
         self._processes.append(process)
+        self._write()
 
     def reconcile(self) -> None:
         """Reap the processes that have ended."""
         self._processes = [process for process in self._processes if process.poll() is None]
+        self._write()
+
+    def _write(self) -> None:
+        with suppress(OSError):  # a full disk must not end runs
+            draft = self.state / f"{PROCESSES_FILE}.tmp"
+            draft.write_text(json.dumps([process.pid for process in self._processes]), encoding="ascii")
+            draft.replace(self.state / PROCESSES_FILE)
 
 
 def main() -> None:
@@ -42,7 +63,7 @@ def main() -> None:
     if sys.argv[1:2] == [RUN]:
         run_serverapp(sys.argv[2:], token=sys.stdin.readline().strip())
     else:
-        runs = RunExecutor()
+        runs = RunExecutor(Path(os.environ[STATE_ENV]))
         run_superexec(sys.argv[1:], executor(runs.launch, runs.reconcile))
 
 
