@@ -27,8 +27,8 @@ from fedlearn.errors import FedlearnError
 
 START_TIMEOUT_S = 180.0  # seconds for the coordinator to start a run; several times the duration of all imports
 SILENCE_TIMEOUT_S = 10.0  # seconds without a line after which connection and nodes are checked
-SUCCESSOR_TIMEOUT_S = 12.0  # seconds for the coordinator to resume an interrupted run
-FLOWER_LOG_LINE = re.compile(r"^(\x1b\[\d+m)?(INFO|DEBUG)\s*(\x1b\[0m)?:|^Successfully installed fedlearn-run ")
+SUCCESSOR_TIMEOUT_S = 90.0  # seconds for the coordinator to resume an interrupted run; it may restart meanwhile
+FLOWER_LOG_LINE = re.compile(r"^(\x1b\[\d+m)?(INFO|DEBUG|WARNING)\s*(\x1b\[0m)?:|^Successfully installed fedlearn-run ")
 FOLDER_LINE = re.compile(r"^run        (.+)$")
 RESUME_COMMAND = "python -m fedlearn.deploy.submit --resume {folder}"
 
@@ -127,7 +127,8 @@ class Follower:
                 try:
                     status = self._watch(run_id)
                     code = parse_end(status)
-                    successor = self._find_successor(run_id) if code is None and not self._num_stops else None
+                    is_interrupted = code is None and not self._num_stops
+                    successor = self._find_successor(run_id, status) if is_interrupted else None
                 except Disconnected as error:
                     self._report(f"lost the coordinator ({error}); waiting for it")
                     self._wait_for_coordinator()
@@ -137,14 +138,21 @@ class Follower:
                 self._report("the run was interrupted; it resumes from its last checkpoint")
                 run_id, self._shown_until, self._partial_line = successor, 0.0, ""
 
-    def _find_successor(self, run_id: int) -> int | None:
-        """Return the run by which the coordinator continues an interrupted run; None if there is none in time."""
-        deadline = time.monotonic() + SUCCESSOR_TIMEOUT_S
+    def _find_successor(self, run_id: int, status: RunStatus) -> int | None:
+        """Return the run by which the coordinator continues an interrupted run; None if there is none in time.
+
+        A run that was stopped has its successor already.
+        """
+        start = reported = time.monotonic()
+        deadline = start + (SUCCESSOR_TIMEOUT_S if status.sub_status != "stopped" else 0.0)
         control = CoordinatorClient(self.address, self.keys)
         try:
             while (successor := control.successor(run_id)) is None and time.monotonic() < deadline:
                 self.on_idle()
                 time.sleep(0.5)
+                if time.monotonic() - reported > SILENCE_TIMEOUT_S:
+                    reported = time.monotonic()
+                    self._report("waiting    for the coordinator to resume the run")
             return successor
         except ConnectionProblem as error:
             raise Disconnected(_first_line(error)) from error

@@ -233,7 +233,7 @@ class GridClient:
             else:
                 self._answered.append(message_id)
                 self._complete(self._in_flight.pop(message_id), message)
-        for message_id in self.repetition.lost(self._in_flight):
+        for message_id in self.repetition.interrupted(self._in_flight):
             lost = self._in_flight[message_id]
             self._expire(message_id)
             self._fail(lost, "it has connected anew", is_error=False)

@@ -48,7 +48,7 @@ class Repetition:
     _num_errors: dict[str, int] = field(default_factory=dict)
     _reported: dict[str, float] = field(default_factory=dict)
 
-    def lost(self, in_flight: Mapping[str, Any]) -> list[str]:
+    def interrupted(self, in_flight: Mapping[str, Any]) -> list[str]:
         """Return Flower's ids of the messages whose node has connected anew since they were sent."""
         since = self.connected_since() if in_flight else {}
         return [id for id, sent in in_flight.items() if since.get(sent.node_id, 0.0) > sent.sent_at_unix]

@@ -95,7 +95,7 @@ def run_under_fire(federation, words, name, *, num_kills, seed, interval_s, monk
 def test_thirty_kills_at_random_moments_change_nothing(federation, tmp_path, monkeypatch):
     words = ("strategy=slow", "rounds=20", "engine.join_timeout=180", "engine.deadline=180", "max_failures=0.0")
     code, recorder, kills = run_under_fire(
-        federation, words, "chaos", num_kills=30, seed=5, interval_s=5.0, monkeypatch=monkeypatch
+        federation, words, "chaos", num_kills=30, seed=5, interval_s=6.0, monkeypatch=monkeypatch
     )
     run = federation.found("chaos", code, recorder.getvalue())
     assert code == 0, run.text

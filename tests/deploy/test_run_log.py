@@ -26,6 +26,12 @@ class Stuck:
     def status(self, run_id):
         return RunStatus("pending")
 
+    def node_states(self):
+        return []
+
+    def successor(self, run_id):
+        return None
+
     def stop(self, run_id):
         Stuck.stopped = (*Stuck.stopped, run_id)
 

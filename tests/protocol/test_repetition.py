@@ -59,7 +59,7 @@ def test_a_disconnected_node_is_waited_for_until_the_deadline_and_named_in_time(
 def test_a_request_is_lost_with_the_connection_over_which_it_was_sent(clock):
     repeated = Repetition(connected_since=lambda: {7: 60.0, 8: 40.0})
     in_flight = {"m": sent(clock, sent_at_unix=50.0), "n": sent(clock, sent_at_unix=70.0), "o": sent(clock, node_id=8)}
-    assert repeated.lost(in_flight) == ["m"]
+    assert repeated.interrupted(in_flight) == ["m"]
 
 
 def test_a_request_that_completes_is_forgotten(clock):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ class RunStatus:
         status: ``pending``, ``starting``, ``running`` or ``finished``.
         sub_status: outcome of a finished run, e.g. ``completed``, ``failed`` or ``stopped``; empty before the end.
         details: text of the outcome; may be empty.
+        finished_at: time of the end, as a Unix time; 0 before the end.
     """
 
     status: str
     sub_status: str = ""
     details: str = ""
+    finished_at: float = 0.0
 
     @property
     def finished(self) -> bool:
@@ -222,7 +225,9 @@ def parse_end(status: RunStatus) -> int | None:
 
 def _status_of(run: Any) -> RunStatus:
     status = run.status
-    return RunStatus(status.status, status.sub_status, plain_line(status.details, max_length=2000))
+    details = plain_line(status.details, max_length=2000)
+    finished_at = datetime.fromisoformat(run.finished_at).timestamp() if run.finished_at else 0.0
+    return RunStatus(status.status, status.sub_status, details, finished_at)
 
 
 def _run_state(run_id: int, run: Any, config: Mapping[str, Any]) -> RunState:

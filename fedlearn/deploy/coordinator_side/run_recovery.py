@@ -36,6 +36,7 @@ PROCESSES_FILE = "run_processes.json"  # in the state folder: the processes that
 MAX_ATTEMPTS = 5  # interruptions of a run without a new round, after which it is given up
 STATUS_INTERVAL_S = 5.0  # seconds between two requests for the status of a run whose process lives
 START_GRACE_S = 5.0  # seconds between the start of a run and the start of its process
+MAX_AGE_S = 900.0  # seconds since the end of an interrupted run, after which a new coordinator does not resume it
 HANG_TIMEOUT_S = 60.0  # seconds without a sign of life of a run, after which its process is killed
 
 
@@ -81,10 +82,11 @@ class RunRecovery:
     def recover_all(self) -> None:
         """Resume all runs that were in progress. Call this before the SuperExec starts, so no run has a process."""
         for run_id, (status, _) in self.control.configs().items():
-            if status.finished:
-                self._ended.add(run_id)
-            elif status.status != "pending":
+            if status.status == "pending":
+                continue
+            if not status.finished or _is_interrupted(status, max_age_s=MAX_AGE_S):
                 self._recover(run_id)
+            self._ended.add(run_id)
 
     def check(self) -> None:
         """Resume the runs that were interrupted since the last check."""
@@ -103,8 +105,8 @@ class RunRecovery:
         self._checked_at[run_id] = now
         status = self.control.status(run_id)
         if status.finished:
-            if parse_end(status) is None and status.sub_status != "stopped":
-                return self._recover(run_id)
+            if _is_interrupted(status):
+                self._recover(run_id)
             self._ended.add(run_id)
         elif is_dead or (process is None and self._never_starts(run_id, status, now)):
             self._recover(run_id)
@@ -163,6 +165,12 @@ class RunRecovery:
 
     def _submitted(self) -> set[int]:
         return {int(path.stem) for path in (self.state / SUBMISSIONS_FOLDER).glob("*.json") if path.stem.isdecimal()}
+
+
+def _is_interrupted(status: RunStatus, *, max_age_s: float = float("inf")) -> bool:
+    """Return whether a run has ended without an exit code, and without a person, within the last seconds."""
+    is_recent = not status.finished_at or time.time() - status.finished_at < max_age_s
+    return status.finished and parse_end(status) is None and status.sub_status != "stopped" and is_recent
 
 
 def _request_in(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from omegaconf import DictConfig
 
 from fedlearn.advice import command
 from fedlearn.callbacks.console import Console
-from fedlearn.core.command_line import DONE, FAILED, exit_code
+from fedlearn.core.command_line import DONE, FAILED, STOPPED, exit_code
 from fedlearn.core.import_path import search_working_folder_last
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.tasks import TASKS, Task, as_task
@@ -107,6 +107,8 @@ def main(grid: Grid, context: Context) -> None:
         except Exception:
             traceback.print_exc()
             code = FAILED
+    if code == STOPPED and not Submissions(Path(os.environ[STATE_ENV])).is_stop_requested(context.run_id):
+        raise NonzeroExit("a signal that no person has sent")  # without an exit code, the coordinator resumes the run
     if code != DONE:
         raise NonzeroExit(f"{EXIT_MARKER} {code}")
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from fedlearn.deploy.coordinator_side.run_recovery import PROCESSES_FILE
 from fedlearn.deploy.coordinator_side.superlink import STATE_ENV
-from fedlearn.deploy.processes import module_command
+from fedlearn.deploy.processes import die_with_parent, module_command
 from fedlearn.flower.compat import executor, run_serverapp, run_superexec, serverapp_arguments
 
 RUN = "run"  # first argument of the process of a run
@@ -39,7 +39,7 @@ class RunExecutor:
     def launch(self, spec: Any) -> None:
         """Start the process of a run; it ends at the latest with this process."""
         command = [*module_command("fedlearn.deploy.coordinator_side.superexec"), RUN, *serverapp_arguments(spec)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, preexec_fn=die_with_parent)
         assert process.stdin is not None
         process.stdin.write(f"{spec.token}\n".encode())
         process.stdin.close()
