@@ -15,8 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fedlearn.deploy.coordinator_side.environment import STATE_ENV
 from fedlearn.deploy.coordinator_side.run_recovery import PROCESSES_FILE
-from fedlearn.deploy.coordinator_side.superlink import STATE_ENV
 from fedlearn.deploy.processes import die_with_parent, module_command
 from fedlearn.flower.compat import executor, run_serverapp, run_superexec, serverapp_arguments
 
