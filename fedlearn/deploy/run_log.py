@@ -271,7 +271,8 @@ class Follower:
         if code is not None:
             return code
         if status.sub_status == "stopped":
-            self._report("stopped at once; saved rounds are kept")
+            where = "at once" if self._num_stops else "at the coordinator"
+            self._report(f"stopped {where}; saved rounds are kept")
         else:
             self._report(f"the run failed: {status.details or 'Flower gives no reason'}")
         self._report(f" resume    {self._format_resume_command()}")

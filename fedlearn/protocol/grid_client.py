@@ -250,10 +250,10 @@ class GridClient:
 
     def _complete(self, sent: InFlightRequest, message: Message) -> None:
         if message.has_error():
+            if message.error.code == NODE_UNAVAILABLE:
+                return self._fail(sent, "it was not connected", is_error=False)
             reason = read_text(message.error.reason or "", "reason", max_length=2000)
-            is_error = message.error.code != NODE_UNAVAILABLE
-            self._fail(sent, reason or "Flower reports an error without a reason", is_error=is_error)
-            return
+            return self._fail(sent, reason or "Flower reports an error without a reason", is_error=True)
         try:
             data = from_record_dict(message.content)
             response = NodeResponse.unpack(data, sent.request, max_bytes=sent.max_response_bytes)

@@ -20,6 +20,7 @@ if sys.platform != "linux":
 
 MAX_SILENCE_S = 15.0
 LIMIT_S = 480.0
+MAX_KILLS_PER_ROUND = 4
 PARTS = {  # part of the command line of each kind of process
     "coordinator": b"fedlearn.deploy.coordinator\0",
     "SuperLink": b"coordinator_side.superlink",
@@ -62,7 +63,7 @@ class Recorder(io.StringIO):
 
 def run_under_fire(federation, words, name, *, num_kills, seed, interval_s, monkeypatch):
     """Run an experiment, and kill a random process after random pauses."""
-    draws, kills = random.Random(seed), []
+    draws, kills, rounds = random.Random(seed), [], []  # rounds: number of completed rounds at each kill
     due = [time.monotonic() + 3.0]
     ends = time.monotonic() + LIMIT_S
     recorder = Recorder()
@@ -71,13 +72,16 @@ def run_under_fire(federation, words, name, *, num_kills, seed, interval_s, monk
         federation.rehearsal.restart_exited()
         if time.monotonic() > ends:
             os.kill(os.getpid(), signal.SIGINT)
-        if len(kills) == num_kills or time.monotonic() < due[0] or not federation.found(name).lines:
+        num_rounds = len(federation.found(name).lines)
+        is_stuck = rounds[-MAX_KILLS_PER_ROUND:] == [num_rounds] * MAX_KILLS_PER_ROUND  # then a round is due
+        if len(kills) == num_kills or time.monotonic() < due[0] or not num_rounds or is_stuck:
             return
         part = draws.choice(sorted(PARTS))
         if candidates := processes_of(federation.folder, part):
             victim = draws.choice(candidates)
             with suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
+            rounds.append(num_rounds)
             kills.append((round(time.monotonic() - recorder.times[0], 1), part))
             recorder.write(f"          killed {part}\n")
         due[0] = time.monotonic() + draws.uniform(0.2, 2.0) * interval_s
@@ -95,7 +99,7 @@ def run_under_fire(federation, words, name, *, num_kills, seed, interval_s, monk
 def test_thirty_kills_at_random_moments_change_nothing(federation, tmp_path, monkeypatch):
     words = ("strategy=slow", "rounds=20", "engine.join_timeout=180", "engine.deadline=180", "max_failures=0.0")
     code, recorder, kills = run_under_fire(
-        federation, words, "chaos", num_kills=30, seed=5, interval_s=6.0, monkeypatch=monkeypatch
+        federation, words, "chaos", num_kills=30, seed=5, interval_s=5.0, monkeypatch=monkeypatch
     )
     run = federation.found("chaos", code, recorder.getvalue())
     assert code == 0, run.text

@@ -33,7 +33,7 @@ from fedlearn.deploy.coordinator_side.submissions import SUBMISSIONS_FOLDER, Sub
 from fedlearn.deploy.supervision import say
 
 PROCESSES_FILE = "run_processes.json"  # in the state folder: the processes that the SuperExec has started
-MAX_ATTEMPTS = 5  # interruptions of a run without a new round, after which it is given up
+MAX_ATTEMPTS = 10  # interruptions of a run without a new round, after which it is given up
 STATUS_INTERVAL_S = 5.0  # seconds between two requests for the status of a run whose process lives
 START_GRACE_S = 5.0  # seconds between the start of a run and the start of its process
 MAX_AGE_S = 900.0  # seconds since the end of an interrupted run, after which a new coordinator does not resume it
