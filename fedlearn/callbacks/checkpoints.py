@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from safetensors.numpy import save as to_safetensors
 
@@ -13,9 +17,12 @@ from fedlearn.core import checkpoint
 from fedlearn.core.arrays import as_numpy
 from fedlearn.core.checkpoint import write_atomically
 from fedlearn.core.metrics import higher_is_better
-from fedlearn.core.records import Round, ServerState
+from fedlearn.core.records import ClientId, Round, ServerState, State
 from fedlearn.errors import is_count, require
 
+LARGE_BYTES = 16 * 2**20  # a smaller checkpoint takes milliseconds
+MAX_WAIT_SECONDS = 60.0  # after an error or Ctrl-C
+MAX_OLD_SHARE = 2.0  # states in the files, per current state
 CHECKPOINT_FOLDER, MODEL_FOLDER = "checkpoints", "model"
 PARAMETERS_FILE = "parameters.safetensors"
 
@@ -33,6 +40,10 @@ class Checkpoints(Callback):
 
     *Guarantees*: the history alone determines the best round, so a resumed run keeps the same checkpoint. No other file
     marks the best round, because it could disagree with the history after a crash.
+
+    A checkpoint has only the client states that changed. In a simulation, a thread writes a large checkpoint while the
+    next round runs; an error then ends the run one round later. In a deployment, no round starts before the checkpoint
+    is on disk.
     """
 
     ends_run_on_error = True
@@ -45,6 +56,8 @@ class Checkpoints(Callback):
         self._best: tuple[float, int] | None = None  # value and round
         self._last: ServerState | None = None
         self._saved_round = 0
+        self._stored = StoredClientStates()
+        self._writing: BackgroundCall | None = None
 
     def on_start(self, run: RunInfo) -> None:
         """Find the best round in the history."""
@@ -62,8 +75,15 @@ class Checkpoints(Callback):
         """Save the last round, unless it is already saved. Write its parameters into ``model/``."""
         if self._last is not None and self._saved_round < self._last.round:
             self._save(self._last)
+        self._wait()
         if self._last is not None:
             self._write_parameters(self._last)
+
+    def close(self) -> None:
+        """Wait for the checkpoint that is being written, for at most `MAX_WAIT_SECONDS`."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.wait(MAX_WAIT_SECONDS)
 
     def _write_parameters(self, state: ServerState) -> None:
         assert self._run is not None
@@ -88,7 +108,78 @@ class Checkpoints(Callback):
         run = self._run
         assert run is not None
         assert run.layout is not None
+        self._wait()
         best = [self._best[1]] if self._best else []
+        states = dict(run.client_states())
+        unchanged = self._stored.unchanged(states)
         folder = run.folder / CHECKPOINT_FOLDER
-        checkpoint.save(folder, state, run.client_states(), layout=run.layout, keep=self.keep, keep_rounds=best)
+        save = partial(checkpoint.save, folder, state, states, layout=run.layout, keep=self.keep, keep_rounds=best)
+        if run.deployed or _num_bytes(state, states, unchanged) < LARGE_BYTES:
+            save(unchanged=unchanged)
+        else:
+            self._writing = BackgroundCall(partial(save, unchanged=unchanged))
+        self._stored.record(states, unchanged, state.round)
         self._saved_round = state.round
+
+    def _wait(self) -> None:
+        """Wait for the checkpoint that is being written, and raise its error."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.wait()
+
+
+class BackgroundCall:
+    """Call a function in a thread, which does not keep the program alive."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._function()
+        except BaseException as error:
+            self._error = error
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait for the end of the call, and raise its error."""
+        self._thread.join(seconds)
+        if self._error is not None:
+            raise self._error
+
+
+def _num_bytes(state: ServerState, states: Mapping[ClientId, State], unchanged: Mapping[ClientId, int]) -> int:
+    """Return the approximate size of a checkpoint."""
+    changed = len(states) - len(unchanged)
+    first = next(iter(states.values()), {})
+    arrays = [state.params_D, *state.server.values()]
+    return sum(array.nbytes for array in arrays) + changed * sum(array.nbytes for array in first.values())
+
+
+class StoredClientStates:
+    """Remember which file has the state of each client.
+
+    It compares objects, not values: engines replace the state of a client, and never change it in place.
+    """
+
+    def __init__(self) -> None:
+        self._states: dict[ClientId, State] = {}
+        self._files: dict[ClientId, int] = {}
+        self._rows: Counter[int] = Counter()  # round of a file -> number of states in it
+
+    def unchanged(self, states: Mapping[ClientId, State]) -> dict[ClientId, int]:
+        """Return client -> round of the file with its state, for each client whose state did not change.
+
+        If the files contain more old states than current states, it returns nothing. The next file then has all states.
+        """
+        same = {client: self._files[client] for client, each in states.items() if self._states.get(client) is each}
+        rows = sum(self._rows[round] for round in set(same.values()))
+        return same if rows <= MAX_OLD_SHARE * len(states) else {}
+
+    def record(self, states: Mapping[ClientId, State], unchanged: Mapping[ClientId, int], round: int) -> None:
+        """Record that the file of a round has the states of all other clients."""
+        self._states = dict(states)
+        self._files = {client: unchanged.get(client, round) for client in states}
+        self._rows[round] = len(states) - len(unchanged)

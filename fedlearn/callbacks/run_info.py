@@ -55,6 +55,7 @@ class RunInfo:
             classes, the second is positive.
         partition: see `fedlearn.callbacks.run_files.partition_summary`; None in a deployment.
         data_check: summary of the columns and flags for probable faults; None without a check, and in a deployment.
+        deployed: True if real nodes train; default False.
         client_states: function that returns the client states after the last round; empty in a deployment.
     """
 
@@ -92,6 +93,7 @@ class RunInfo:
     target: Mapping[str, Any] = field(default_factory=dict)
     partition: Mapping[str, Any] | None = None
     data_check: DataCheck | None = None
+    deployed: bool = False
     client_states: Callable[[], Mapping[ClientId, State]] = dict
 
     @property

@@ -1,4 +1,7 @@
-"""Save and load the state of a run: one safetensors file per round, written atomically, with a digest inside.
+"""Save and load the state of a run: safetensors files, written atomically, with a digest inside.
+
+``round_000012.safetensors`` has the state of the server after round 12. ``clients_000012.safetensors`` has the client
+states that changed since the last checkpoint. The file of a round names the file of each other client.
 
 Shapes: K clients with a client state, D parameters.
 """
@@ -12,6 +15,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,18 +27,19 @@ from fedlearn.core.records import ClientId, InFlight, Request, ServerState, Stat
 from fedlearn.core.serialization import (
     Payload,
     WireError,
-    pack,
     read_fields,
     read_file,
     read_file_metadata,
     select_prefix,
     with_prefix,
+    write_file,
 )
 from fedlearn.errors import CheckpointError
 
 __all__ = ["check_format", "checkpoint_path", "load", "load_latest", "save", "saved_rounds"]
 
-VERSION = 6  # before 6, the states of stages included the states of aggregation rules
+VERSION = 7  # before 7, one file had the states of all clients
+NOTHING: Mapping[ClientId, int] = MappingProxyType({})
 LEDGER = "ledger"
 
 
@@ -46,6 +51,7 @@ def save(
     layout: Layout,
     keep: int = 2,
     keep_rounds: Collection[int] = (),
+    unchanged: Mapping[ClientId, int] = NOTHING,
 ) -> Path:
     """Write a checkpoint such as ``folder/round_000012.safetensors``, and delete older ones.
 
@@ -56,6 +62,8 @@ def save(
         layout: layout of the model vector.
         keep: number of newest checkpoints that stay, >= 1.
         keep_rounds: rounds whose checkpoints stay too.
+        unchanged: client -> round of the file in this folder that has its state; default none. The states of all other
+            clients are written.
 
     Returns:
         Path of the new file.
@@ -67,27 +75,31 @@ def save(
         OSError: The disk is full, or the folder is not writable. Older checkpoints then stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = _arrays(state, client_states)
+    files = {client: unchanged.get(client, state.round) for client in sorted(client_states)}
+    changed = {client: client_states[client] for client, round in files.items() if round == state.round}
+    if changed:
+        _write(clients_path(folder, state.round), {}, _client_arrays(changed))
     metadata = {
-        "version": VERSION,
         "round": state.round,
         "seed": state.seed,
         "layout": layout.digest,
         "num_stages": len(state.stages),
-        "sha256": _digest(arrays),
+        "client_files": sorted(set(files.values())),
     }
     path = checkpoint_path(folder, state.round)
-    write_atomically(path, pack(Payload(metadata=metadata, arrays=arrays)))
-    kept = {checkpoint_path(folder, round) for round in keep_rounds}
-    for old in _newest_first(folder)[keep:]:
-        if old not in kept:
-            old.unlink()
+    _write(path, metadata, _arrays(state, files))
+    _delete_old(folder, keep, keep_rounds)
     return path
 
 
 def checkpoint_path(folder: Path, round: int) -> Path:
     """Return the path of the checkpoint of a round."""
     return folder / f"round_{round:06d}.safetensors"
+
+
+def clients_path(folder: Path, round: int) -> Path:
+    """Return the path of the client states that changed before the checkpoint of a round."""
+    return folder / f"clients_{round:06d}.safetensors"
 
 
 def saved_rounds(folder: Path) -> list[int]:
@@ -101,7 +113,7 @@ def load(path: Path, layout: Layout) -> tuple[ServerState, dict[ClientId, State]
     Raises:
         CheckpointError: The file is damaged, has another format, or belongs to a model with another layout.
     """
-    metadata, arrays = _read(path)
+    metadata, arrays = _read_round(path)
     if metadata["layout"] != layout.digest:
         raise CheckpointError(
             f"{path} belongs to a model with other parameters\n  advice    the config.yaml of the same run"
@@ -118,9 +130,7 @@ def load(path: Path, layout: Layout) -> tuple[ServerState, dict[ClientId, State]
         clock=float(arrays["clock"][0]) if "clock" in arrays else 0.0,
         in_flight=_in_flight(arrays, metadata["seed"]),
     )
-    rows_KD = select_prefix(arrays, "client/")
-    clients = arrays.get("clients", np.zeros(0, np.int64)).tolist()
-    return state, {client: {name: v[k] for name, v in rows_KD.items()} for k, client in enumerate(clients)}
+    return state, _load_client_states(path.parent, arrays)
 
 
 def load_latest(folder: Path, layout: Layout) -> tuple[ServerState, dict[ClientId, State], list[str]]:
@@ -179,18 +189,66 @@ def atomic_draft(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def _arrays(state: ServerState, client_states: Mapping[ClientId, State]) -> dict[str, np.ndarray]:
+def _client_arrays(client_states: Mapping[ClientId, State]) -> dict[str, np.ndarray]:
+    names = next(iter(client_states.values()))
+    rows = {f"client/{name}": np.stack([as_numpy(each[name]) for each in client_states.values()]) for name in names}
+    return {"clients": np.array(list(client_states), np.int64), **rows}
+
+
+def _load_client_states(folder: Path, arrays: Mapping[str, np.ndarray]) -> dict[ClientId, State]:
+    """Return the states of all clients of a checkpoint, from the files that it names."""
+    if "clients" not in arrays:
+        return {}
+    clients, files = arrays["clients"].tolist(), arrays["client_files"].tolist()
+    found: dict[tuple[ClientId, int], State] = {}
+    for round in set(files):
+        _, stored = _read(clients_path(folder, round))
+        rows_KD = select_prefix(stored, "client/")
+        for k, client in enumerate(stored["clients"].tolist()):
+            found[client, round] = {name: rows[k] for name, rows in rows_KD.items()}
+    try:
+        return {client: found[client, round] for client, round in zip(clients, files, strict=True)}
+    except KeyError as missing:
+        client, round = missing.args[0]
+        raise CheckpointError(f"{clients_path(folder, round)} has no state of client {client}") from missing
+
+
+def _delete_old(folder: Path, keep: int, keep_rounds: Collection[int]) -> None:
+    """Delete older checkpoints, and files of client states that no checkpoint names any more."""
+    newest = _newest_first(folder)
+    kept = {*newest[:keep], *(checkpoint_path(folder, round) for round in keep_rounds)}
+    for old in newest:
+        if old not in kept:
+            old.unlink()
+    used = {clients_path(folder, round) for path in _newest_first(folder) for round in _client_files(path)}
+    for path in folder.glob("clients_*.safetensors"):
+        if path not in used:
+            path.unlink()
+
+
+def _client_files(path: Path) -> list[int]:
+    try:
+        return [int(round) for round in read_file_metadata(path).get("client_files", [])]
+    except (WireError, TypeError, ValueError):
+        return []  # a damaged checkpoint, which `load_latest` skips
+
+
+def _write(path: Path, metadata: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    complete = {"version": VERSION, **metadata, "sha256": _digest(arrays)}
+    with atomic_draft(path) as draft:
+        write_file(draft, Payload(metadata=complete, arrays=arrays))
+
+
+def _arrays(state: ServerState, files: Mapping[ClientId, int]) -> dict[str, np.ndarray]:
     arrays: dict[str, Any] = {"params": state.params_D}
     groups = {"server/": state.server, "aggregate/": state.aggregate, "select/": state.select}
     for prefix, group in groups.items():
         arrays |= with_prefix(prefix, group)
     for i, stage_state in enumerate(state.stages):
         arrays |= with_prefix(f"stage/{i}/", stage_state)
-    if client_states:
-        clients = sorted(client_states)
-        arrays["clients"] = np.array(clients, np.int64)
-        names = client_states[clients[0]]
-        arrays |= {f"client/{name}": np.stack([client_states[client][name] for client in clients]) for name in names}
+    if files:
+        arrays["clients"] = np.array(list(files), np.int64)
+        arrays["client_files"] = np.array(list(files.values()), np.int64)
     if state.ledger != Ledger():
         arrays[LEDGER] = np.frombuffer(json.dumps(state.ledger.to_json()).encode(), np.uint8)
     if state.clock or state.in_flight:
@@ -234,7 +292,7 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name in sorted(arrays):
         digest.update(name.encode())
-        digest.update(arrays[name].tobytes())
+        digest.update(memoryview(arrays[name]).cast("B") if arrays[name].size else b"")
     return digest.hexdigest()
 
 
@@ -242,12 +300,20 @@ def _read(path: Path) -> tuple[dict[str, Any], Mapping[str, np.ndarray]]:
     try:
         payload = read_file(path)
         _require_format(path, payload.metadata.get("version"))
-        fields = read_fields(payload.metadata, round=int, seed=int, layout=str, num_stages=int, sha256=str)
+        digest = read_fields(payload.metadata, sha256=str)["sha256"]
     except WireError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if fields["sha256"] != _digest(payload.arrays):
+    if digest != _digest(payload.arrays):
         raise CheckpointError(f"{path} is damaged: its content does not match its digest")
-    return fields, payload.arrays
+    return dict(payload.metadata), payload.arrays
+
+
+def _read_round(path: Path) -> tuple[dict[str, Any], Mapping[str, np.ndarray]]:
+    metadata, arrays = _read(path)
+    try:
+        return read_fields(metadata, round=int, seed=int, layout=str, num_stages=int), arrays
+    except WireError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 def _require_format(path: Path, version: Any) -> None:

@@ -8,7 +8,10 @@ in the number of bytes, and JSON is limited in size, depth and range.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load as from_safetensors
 from safetensors.numpy import save as to_safetensors
+from safetensors.numpy import save_file
 
 from fedlearn.core.arrays import as_numpy
 from fedlearn.core.plain_text import plain_line
@@ -66,6 +70,23 @@ def unpack(data: bytes) -> Payload:
         return Payload(metadata=_header_metadata(data), arrays=from_safetensors(data))
     except UNREADABLE as error:
         raise WireError(f"the payload cannot be read: {type(error).__name__}: {str(error)[:200]}") from error
+
+
+def write_file(path: Path, payload: Payload) -> None:
+    """Write a payload to a file, without a copy of its arrays. The bytes are those of `pack`.
+
+    Raises:
+        OSError: The disk is full, or the folder is not writable.
+        ValueError: A number in the metadata is NaN or infinite.
+    """
+    arrays = {name: np.ascontiguousarray(as_numpy(array)) for name, array in payload.arrays.items()}
+    metadata = json.dumps({**payload.metadata}, allow_nan=False)
+    try:
+        save_file(arrays, path, metadata={METADATA_KEY: metadata})
+    except SafetensorError as error:  # its text has the number of the error of the system
+        code = re.search(r"os error (\d+)", str(error))
+        number = int(code[1]) if code else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def read_file(path: Path) -> Payload:

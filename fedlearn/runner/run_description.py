@@ -86,6 +86,7 @@ def build_run_info(
         target=_target(scenario),
         partition=partition_summary(data, target_classes(scenario)) if data.num_train is None else None,
         data_check=None if start_round else scenario.data_check,
+        deployed=experiment.engine.deployed,
         client_states=lambda: experiment.engine.client_states,
     )
 
