@@ -73,7 +73,7 @@ def unpack(data: bytes) -> Payload:
 
 
 def write_file(path: Path, payload: Payload) -> None:
-    """Write a payload to a file, without a copy of its arrays. The bytes are those of `pack`.
+    """Write a payload to a file, without a copy of its arrays. `pack` returns the same bytes.
 
     Raises:
         OSError: The disk is full, or the folder is not writable.
