@@ -19,6 +19,7 @@ from fedlearn.algorithm.server_optimizers import zeros
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.algorithm.transforms import Context, Stage
 from fedlearn.core.arrays import as_numpy, asarray_like
+from fedlearn.core.inputs import input_arrays
 from fedlearn.core.layout import Layout
 from fedlearn.core.named_option import option_name, option_values
 from fedlearn.core.random import Purpose, generator
@@ -143,7 +144,7 @@ def _finite(rows_KD: Array) -> np.ndarray:
 
 
 def _non_finite_reason(examples: Examples) -> str:
-    for name, array in (("x", examples.x), ("y", examples.y)):
+    for name, array in (*(("x", part) for part in input_arrays(examples.x)), ("y", examples.y)):
         numbers_NF = np.asarray(array, np.float64).reshape(len(array), -1)
         bad_N = np.any(~np.isfinite(numbers_NF), axis=1)
         if bad_N.any():

@@ -10,6 +10,7 @@ Shapes: B batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -45,22 +46,28 @@ def has_separate_examples(run: Callable[..., Any], example: Sequence[Any], *othe
 
     Args:
         run: ``(*batch, *others)`` -> outputs whose first axis is the batch.
-        example: arrays of one example, without batch axis.
+        example: arrays, or mappings and tuples of arrays, of one example, without batch axis.
         others: arrays that do not depend on examples, e.g. parameters and keys.
     """
     programs = []
     for length in LENGTHS:
-        batch = [jax.ShapeDtypeStruct((length, *np.shape(part)), jnp.asarray(part).dtype) for part in example]
+        batch = jax.tree.map(partial(_batch_of, length), tuple(example))
         program = jax.make_jaxpr(run)(*batch, *others)
-        num_others = len(program.jaxpr.invars) - len(batch)
+        num_parts = len(jax.tree.leaves(batch))
         try:
-            axes = _Proof(length).follow(program.jaxpr, [0] * len(batch) + [None] * num_others)
+            axes = _Proof(length).follow(
+                program.jaxpr, [0] * num_parts + [None] * (len(program.jaxpr.invars) - num_parts)
+            )
         except _NotProven:
             return False
         if any(axis != 0 for axis in axes):
             return False
         programs.append(_numbers(program.jaxpr) + list(program.consts))
     return len(programs[0]) == len(programs[1]) and all(map(_is_equal, *programs))
+
+
+def _batch_of(length: int, part: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((length, *np.shape(part)), jnp.asarray(part).dtype)
 
 
 class _Proof:

@@ -110,7 +110,9 @@ def uses_layers_only(loss_of: LossOf, params: Any, x: Any, y: Any, key: Any) -> 
         key: key of the example.
     """
     owned = _owned(params)
-    layers = _traced_layers(partial(_loss, partial(loss_of, params), owned), owned, (x[None], y[None], key[None]))
+    layers = _traced_layers(
+        partial(_loss, partial(loss_of, params), owned), owned, jax.tree.map(lambda part: part[None], (x, y, key))
+    )
     if layers is None:
         return True
     outputs = {path: jnp.zeros(call.output.shape, call.output.dtype) for path, call in layers.items()}
@@ -119,6 +121,11 @@ def uses_layers_only(loss_of: LossOf, params: Any, x: Any, y: Any, key: Any) -> 
         return _loss(partial(loss_of, params), owned, outputs, {}, x, y, key, replace=True)
 
     return not uses(loss, params, outputs, x, y, key)
+
+
+def with_axis(x: Any) -> Any:
+    """Return the inputs of one example as a batch of one."""
+    return jax.tree.map(lambda part: part[None], x)
 
 
 def _owned(params: Any) -> dict[Path, dict[Path, Any]]:
@@ -162,7 +169,7 @@ def _loss(
         return offsets[path] if replace else output + offsets[path]
 
     with nn.intercept_methods(watch):
-        return loss_of(x[None], y[None], key)[0]
+        return loss_of(with_axis(x), y[None], key)[0]
 
 
 def _traced_layers(
@@ -186,7 +193,8 @@ def _traced_layers(
             and jnp.issubdtype(arrays[1].dtype, jnp.floating)
         )
 
-    shapes = [jax.ShapeDtypeStruct(v_B.shape[1:], v_B.dtype) for v_B in map(jnp.asarray, examples)]
+    arrays = jax.tree.map(jnp.asarray, examples)
+    shapes = jax.tree.map(lambda v_B: jax.ShapeDtypeStruct(v_B.shape[1:], v_B.dtype), arrays)
     traced = jax.eval_shape(trace, *shapes)
     if set(traced) != set(owned):
         return None
@@ -208,7 +216,7 @@ def _by_example(loss_of: LossOf, params: Any, x_B: Any, y_B: Any, keys_B: Any) -
     """Return one share of all parameters from the gradient of each example, and the losses."""
 
     def example_loss(params: Any, x: Any, y: Any, key: Any) -> jax.Array:
-        return loss_of(params, x[None], y[None], key)[0]
+        return loss_of(params, with_axis(x), y[None], key)[0]
 
     per_example = jax.vmap(jax.value_and_grad(example_loss), in_axes=(None, 0, 0, 0))
     loss_B, gradient_B = per_example(params, x_B, y_B, keys_B)

@@ -23,6 +23,7 @@ from fedlearn.core.records import Examples
 from fedlearn.errors import SettingError
 from fedlearn.trainers.example_check import BATCHES, Evaluated, agree, find_mixing, probe_examples, refuse
 from fedlearn.trainers.jax.batch_axes import has_separate_examples
+from fedlearn.trainers.jax.block_arrays import to_device
 from fedlearn.trainers.jax.dp_sgd import clipped_gradient, uses_layers_only
 
 Apply = Callable[[Any, Any, jax.Array], Any]  # (params, x_B, key) -> outputs_BC, in training mode
@@ -82,7 +83,7 @@ class ExampleCheck:
         def loss_of(params: Any, x_B: Any, y_B: Any, key: Any) -> Any:
             return self._run(params, x_B, y_B, key)[1]
 
-        x, y, key = group.x[0], group.y[0], _key(CONSTANT)
+        x, y, key = jax.tree.map(lambda part: part[0], to_device(group.x[:1])), group.y[0], _key(CONSTANT)
         return has_separate_examples(run, (x, y), params, key) and uses_layers_only(loss_of, params, x, y, key)
 
     def _find_fault(self, cases: list[Case], *, layerwise: bool) -> tuple[str, Case]:
@@ -97,12 +98,12 @@ class ExampleCheck:
     def _is_separate(self, params: Any, group: Examples) -> bool:
         """Return whether another last example leaves all other outputs unchanged, at equal random numbers."""
         x, other, y = _replaced(group)
-        outputs, others = (self._together(params, v, y, _key(RANDOM))[0][:-1] for v in (x, other))
+        outputs, others = (self._together(params, to_device(v), y, _key(RANDOM))[0][:-1] for v in (x, other))
         return agree(np.asarray(outputs), np.asarray(others))
 
     def _evaluate(self, params: Any, layerwise: bool, x_B: np.ndarray, y_B: np.ndarray) -> Evaluated:
         run = self._together if len(y_B) > 1 else self._alone[layerwise]
-        outputs_BC, loss_B, gradient = run(params, x_B, y_B, _key(CONSTANT))
+        outputs_BC, loss_B, gradient = run(params, to_device(x_B), y_B, _key(CONSTANT))
         leaves = [np.asarray(leaf).ravel() for leaf in jax.tree.leaves(gradient)]
         return Evaluated(np.asarray(outputs_BC), np.asarray(loss_B), np.concatenate(leaves))
 
@@ -146,7 +147,7 @@ class ExampleCheck:
     def _require_shapes(self, params: Any, group: Examples) -> None:
         """Refuse a loss without one number per example, and a model that needs several examples."""
         for size in (2, 1):
-            x_B, y_B = jnp.asarray(group.x[:size]), jnp.asarray(group.y[:size])
+            x_B, y_B = to_device(group.x[:size]), jnp.asarray(group.y[:size])
             try:
                 _, loss_B = jax.eval_shape(self._run, params, x_B, y_B, _key(CONSTANT))
             except Exception as error:
@@ -186,7 +187,7 @@ class ExampleCheck:
             return output
 
         with nn.intercept_methods(watch), jax.default_matmul_precision("highest"):
-            self.apply(params, jnp.asarray(x_B), key)
+            self.apply(params, to_device(x_B), key)
         return calls
 
 

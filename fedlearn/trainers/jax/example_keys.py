@@ -6,13 +6,14 @@ Shapes: B batch, W 32-bit numbers of an example.
 from __future__ import annotations
 
 from functools import reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 
-def example_keys(key: jax.Array, x_B: jax.Array, y_B: jax.Array) -> jax.Array:
+def example_keys(key: jax.Array, x_B: Any, y_B: jax.Array) -> jax.Array:
     """Return one key per example, from ``key`` and the content of the example.
 
     The key of an example depends on no other example, and not on its place in the batch. So dropout draws equal masks
@@ -26,7 +27,7 @@ def example_keys(key: jax.Array, x_B: jax.Array, y_B: jax.Array) -> jax.Array:
         x_B: inputs of the batch.
         y_B: targets of the batch.
     """
-    numbers_BW = jnp.concatenate([_as_uint32(x_B), _as_uint32(y_B)], axis=1)
+    numbers_BW = jnp.concatenate(list(map(_as_uint32, jax.tree.leaves((x_B, y_B)))), axis=1)
     hash_key, draw_key = jax.random.split(key)
     places_2W = jax.random.bits(hash_key, (2, numbers_BW.shape[1]), jnp.uint32)
     low_B, high_B = (jnp.sum(_mix_bits(numbers_BW + place_W), 1, dtype=jnp.uint32) for place_W in places_2W)
