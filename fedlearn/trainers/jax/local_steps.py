@@ -77,7 +77,7 @@ class LocalSteps:
                 weights, stats, state, total = carry
                 rows_B = rows_SB[s]
                 real_B = rows_B >= 0
-                batch = (_rows(x, x_start + rows_B, real_B), _rows(y, y_start + rows_B, real_B), real_B)
+                batch = (_rows(x, x_start, rows_B), _rows(y, y_start, rows_B), real_B)
                 draws = [jax.random.fold_in(key, s) for key in keys]
                 gradient, loss_sum, stats = gradient_of((weights, stats), *batch, draws, size)
                 if local.max_grad_norm is not None:
@@ -243,11 +243,11 @@ def _split_gradient(
     num_parts = -(-len(batch[-1]) // size)
     pad = num_parts * size - len(batch[-1])
 
-    def divide(array: jax.Array) -> jax.Array:
-        padded = jnp.pad(array, ((0, pad), *((0, 0),) * (array.ndim - 1)))
+    def divide(array: jax.Array, mode: str = "edge") -> jax.Array:
+        padded = jnp.pad(array, ((0, pad), *((0, 0),) * (array.ndim - 1)), mode)
         return padded.reshape(num_parts, size, *array.shape[1:])
 
-    parts = jax.tree.map(divide, batch)
+    parts = (*jax.tree.map(divide, batch[:-1]), divide(batch[-1], "constant"))
 
     def add(carry: Any, part: Any) -> Any:
         gradient, total, stats = carry
@@ -270,11 +270,13 @@ def _adjust(rule: LocalRule, counts_C: Any, outputs: jax.Array) -> Any:
     return outputs if rule.adjust_logits is None else rule.adjust_logits(outputs, counts_C)
 
 
-def _rows(arrays: Any, rows_B: jax.Array, real_B: jax.Array) -> Any:
-    """Return rows of arrays, and zeros for rows that are not real: their index can be a row of another client."""
+def _rows(arrays: Any, start: jax.Array, rows_B: jax.Array) -> Any:
+    """Return rows of a client. Padding repeats its first example, because zeros can be no valid inputs of a model.
 
-    def rows(array: jax.Array) -> jax.Array:
-        real = real_B.reshape(-1, *(1,) * (array.ndim - 1))
-        return jnp.where(real, array[rows_B], jnp.zeros((), array.dtype))
-
-    return jax.tree.map(rows, arrays)
+    Args:
+        arrays: arrays of all clients.
+        start: first row of the client.
+        rows_B: rows, counted from the first; -1 is padding.
+    """
+    places_B = start + jnp.maximum(rows_B, 0)
+    return jax.tree.map(lambda array: array[places_B], arrays)

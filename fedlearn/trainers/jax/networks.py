@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -191,7 +192,7 @@ class FunctionNetwork:
 
     def written(self, variables: Variables, x: Any, key: jax.Array) -> Variables:
         """Return nothing, because functions write no state."""
-        self.train(variables, x, jax.numpy.ones(1, bool), key)
+        self.train(variables, x, jnp.ones(1, bool), key)
         return {}
 
     def built(self, variables: Variables) -> Any:
@@ -216,4 +217,4 @@ def unnested(structure: Any, leaves: Any) -> Any:
     """Return the pytree of this structure with leaves from `nested`."""
     template = jax.tree.unflatten(structure, range(structure.num_leaves))
     found = flatten_dict(leaves)
-    return jax.tree.unflatten(structure, [found[path] for path in nested_paths(template)])
+    return jax.tree.unflatten(structure, [jnp.asarray(found[path]) for path in nested_paths(template)])

@@ -72,7 +72,7 @@ class BlockSteps:
         for s in range(int(steps_K.max())):
             rows_KB = torch.from_numpy(job.plan_KSB[group, s]).to(self.model.device).long()
             real_KB = rows_KB >= 0
-            batch = (_rows(x, x_starts_K + rows_KB, real_KB), _rows(y, y_starts_K + rows_KB, real_KB), real_KB)
+            batch = (_rows(x, x_starts_K, rows_KB), _rows(y, y_starts_K, rows_KB), real_KB)
             gradient_KD, sum_K = gradients(flat.detach(), *batch)
             if job.local.max_grad_norm is not None:
                 gradient_KD = clip_rows(job.local.max_grad_norm, gradient_KD)
@@ -176,16 +176,16 @@ class BlockSteps:
         return self.model.inputs(np.concatenate(arrays)), torch.from_numpy(starts_K).to(self.model.device)[:, None]
 
 
-def _rows(arrays: Any, rows_KB: torch.Tensor, real_KB: torch.Tensor) -> Any:
-    """Return rows of arrays, and zeros for rows that are not real: their index can be a row of another client."""
-    return map_inputs(lambda array: _rows_of(array, rows_KB, real_KB), arrays)
+def _rows(arrays: Any, starts_K1: torch.Tensor, rows_KB: torch.Tensor) -> Any:
+    """Return rows of clients. Padding repeats their first example, because zeros can be no valid inputs of a model.
 
-
-def _rows_of(array: torch.Tensor, rows_KB: torch.Tensor, real_KB: torch.Tensor) -> torch.Tensor:
-    rows = array.index_select(0, rows_KB.clamp(min=0).view(-1)).view(*rows_KB.shape, *array.shape[1:])
-    if real_KB.all():
-        return rows
-    return torch.where(real_KB.view(*real_KB.shape, *(1,) * (array.ndim - 1)), rows, rows.new_zeros(()))
+    Args:
+        arrays: tensors of all clients.
+        starts_K1: first row of each client.
+        rows_KB: rows, counted from the first of a client; -1 is padding.
+    """
+    places_KB = starts_K1 + rows_KB.clamp(min=0)
+    return map_inputs(lambda part: part.index_select(0, places_KB.view(-1)).unflatten(0, places_KB.shape), arrays)
 
 
 def _stack(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
