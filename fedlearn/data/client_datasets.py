@@ -18,8 +18,8 @@ from fedlearn.core.metric import Metric
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import ClientId, Examples
 from fedlearn.core.tasks import Task, as_task
-from fedlearn.data.from_arrays import held_out
-from fedlearn.errors import DataError, FedlearnError, require
+from fedlearn.data.from_arrays import as_inputs, held_out
+from fedlearn.errors import DataError, FedlearnError, SettingError, require
 
 Collate = Callable[[Sequence[Any]], tuple[Any, Any]]
 KEPT_CLIENTS = 64  # clients whose examples stay in memory
@@ -35,7 +35,8 @@ class DatasetReader:
         target: name of the column of targets, for data frames and data sets with columns.
         features: names of the columns of inputs; None takes all columns except for the target.
         classes: names of the classes in the order of their numbers; empty if targets are class numbers.
-        collate: function from a list of items to an array of inputs and an array of targets; None stacks pairs.
+        collate: function from a list of items to an array of inputs and an array of targets; None stacks pairs. Inputs
+            may be a mapping or a tuple of arrays, for a model with several inputs.
     """
 
     task: Task
@@ -58,7 +59,7 @@ class DatasetReader:
         try:
             x, y = self._arrays(dataset() if callable(dataset) and not hasattr(dataset, "__getitem__") else dataset)
             targets = self.task.targets(self._class_numbers(np.asarray(y)))
-            return Examples(_inputs(x), targets)
+            return Examples(x, targets)
         except FedlearnError as error:
             first, *rest = str(error).splitlines()
             raise DataError("\n".join([f"client {name}: {first}", *rest])) from error
@@ -84,29 +85,38 @@ class DatasetReader:
 
     def _arrays(self, dataset: Any) -> tuple[Any, Any]:
         if isinstance(dataset, tuple) and len(dataset) == 2:
-            return np.asarray(dataset[0]), dataset[1]
-        if self.collate is None and self.target is not None:
-            columns = self.columns(dataset)
-            cells = [np.asarray(dataset[name]) for name in columns]
-            if any(cell_N.dtype.kind not in "iufb" for cell_N in cells):
-                wrong = next(
-                    name for name, cell_N in zip(columns, cells, strict=True) if cell_N.dtype.kind not in "iufb"
-                )
-                fix = f"features=[...] without {wrong}, or collate=..."
-                raise DataError(f"column {wrong} holds no numbers\n  expected  numbers\n  advice    {fix}")
-            x = cells[0] if len(cells) == 1 and cells[0].ndim > 1 else np.stack(cells, axis=1)
-            return x, np.asarray(dataset[self.target])
-        if self.collate is None and hasattr(dataset, "columns"):
-            self.columns(dataset)  # raises an error: a data frame needs a target
+            return _inputs(dataset[0]), dataset[1]
+        has_columns = hasattr(dataset, "columns") or hasattr(dataset, "column_names")
+        if self.collate is None and has_columns:
+            columns = self.columns(dataset)  # raises an error for a table without a target
+            return _inputs_of_columns({name: _cells(dataset[name]) for name in columns}), np.asarray(
+                dataset[self.target]
+            )
         items = iter(dataset) if hasattr(dataset, "__iter__") else (dataset[i] for i in range(len(dataset)))
-        collate = self.collate or _stack
+        collate = self.collate or self._stack
         parts = []
         while chunk := list(islice(items, CHUNK)):
-            parts.append(collate(chunk))
-        return (
-            np.concatenate([_inputs(x) for x, _ in parts]),
-            np.concatenate([np.asarray(y) for _, y in parts]),
-        )
+            x, y = collate(chunk)
+            parts.append((_inputs(x), np.asarray(y)))
+        return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
+
+    def _stack(self, items: Sequence[Any]) -> tuple[Any, Any]:
+        """Return inputs and targets of items, which are pairs, or mappings with a target."""
+        if isinstance(items[0], Mapping):
+            return self._stack_mappings(items)
+        x, y = zip(*items, strict=True)
+        return _stack_inputs(x), np.stack([np.asarray(item) for item in y])
+
+    def _stack_mappings(self, items: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:
+        names = [str(name) for name in items[0]]
+        if self.target is None or self.target not in names:
+            raise DataError(
+                f"the items are mappings with the names {', '.join(names)}\n  expected  the name of the target\n"
+                f"  try       target={names[-1]!r}"
+            )
+        wanted = self.features or tuple(name for name in names if name != self.target)
+        cells = {name: np.stack([np.asarray(item[name]) for item in items]) for name in wanted}
+        return cells, np.stack([np.asarray(item[self.target]) for item in items])
 
     def _class_numbers(self, y: np.ndarray) -> np.ndarray:
         if not self.classes:
@@ -125,22 +135,49 @@ class DatasetReader:
         return np.array([self.classes.index(name) for name in names.ravel().tolist()]).reshape(y.shape)
 
 
-def _stack(items: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    x, y = zip(*items, strict=True)
-    return np.stack([_inputs(item) for item in x]), np.stack([np.asarray(item) for item in y])
+def _cells(column: Any) -> np.ndarray:
+    """Return a column as an array. Cells may be sequences of one length."""
+    cells_N = np.asarray(column)
+    return np.stack(list(map(np.asarray, cells_N))) if cells_N.dtype == object and len(cells_N) else cells_N
+
+
+def _inputs_of_columns(cells: Mapping[str, np.ndarray]) -> Any:
+    """Return single numbers as one array ``(N, F)``. Columns of sequences are several inputs by name."""
+    for name, cell_N in cells.items():
+        if cell_N.dtype.kind not in "iufb":
+            fix = f"features=[...] without {name}, or collate=..."
+            raise DataError(f"column {name} holds no numbers\n  expected  numbers\n  advice    {fix}")
+    if len(cells) == 1 and next(iter(cells.values())).ndim > 1:
+        return _inputs(next(iter(cells.values())))
+    is_table = all(cell_N.ndim == 1 for cell_N in cells.values())
+    return _inputs(np.stack(list(cells.values()), axis=1) if is_table else cells)
+
+
+def _stack_inputs(items: Sequence[Any]) -> Any:
+    """Return the inputs of several examples: an array, or a mapping or a tuple of arrays."""
+    first = items[0]
+    if isinstance(first, Mapping):
+        return {name: np.stack([np.asarray(item[name]) for item in items]) for name in first}
+    if isinstance(first, tuple) and not all(map(np.isscalar, first)):
+        return tuple(np.stack([np.asarray(item[place]) for item in items]) for place in range(len(first)))
+    return np.stack([_inputs(item) for item in items])
 
 
 def _inputs(x: Any) -> np.ndarray:
-    """Return inputs as an array of numbers. Mappings and tuples are refused."""
-    is_nested = isinstance(x, tuple | list) and not all(np.isscalar(item) for item in x)
-    if isinstance(x, Mapping) or is_nested:
-        kind = type(x).__name__
-        fix = "collate=..., a function that returns one array of inputs, which the module takes apart"
-        raise DataError(f"an input is a {kind}\n  expected  one array of numbers\n  advice    {fix}")
+    """Return inputs as an array of numbers. A mapping or a tuple of arrays has one field for each input.
+
+    Raises:
+        DataError: an input is no array of numbers.
+    """
+    if isinstance(x, Mapping) or (isinstance(x, tuple) and not all(map(np.isscalar, x))):
+        try:
+            return as_inputs(x)
+        except SettingError as error:
+            raise DataError(str(error)) from error
     array = np.asarray(x)
-    if array.dtype.kind not in "iufb":
+    if array.dtype.names is None and array.dtype.kind not in "iufb":
         raise DataError(f"an input holds {array.dtype}\n  expected  an array of numbers\n  advice    collate=...")
-    return array.astype(np.float32, copy=False)
+    return as_inputs(array)
 
 
 @dataclass(frozen=True, kw_only=True)

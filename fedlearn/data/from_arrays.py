@@ -6,10 +6,12 @@ Shapes: N examples.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from fedlearn.core.federated_data import FederatedData
+from fedlearn.core.inputs import has_fields, join_inputs, map_fields
 from fedlearn.core.metric import Metric
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import Examples
@@ -21,7 +23,7 @@ Assignment = np.ndarray | Sequence[int] | Sequence[np.ndarray]
 
 
 def from_arrays(
-    x: np.ndarray,
+    x: Any,
     y: np.ndarray,
     *,
     assignment: Assignment,
@@ -33,7 +35,8 @@ def from_arrays(
     """Give each client its rows, and hold out a part of them.
 
     Args:
-        x: ``(N, ...)`` numbers, kept as float32. Values are not checked.
+        x: ``(N, ...)`` numbers, kept as float32. Values are not checked. Several inputs of a model are a mapping or a
+            tuple of arrays; whole numbers keep their types, see `fedlearn.core.inputs`.
         y: ``(N,)`` class numbers from 0, or real targets for ``regression``; see `fedlearn.core.tasks` for others.
         assignment: client of each row, ``(N,)`` integers, or one array of row numbers per client. A client without
             rows is a client without examples. Rows without a client are left out.
@@ -53,6 +56,7 @@ def from_arrays(
     >>> [len(data.train(client)) + len(data.test(client)) for client in data.clients]
     [2, 0, 2]
     """
+    x = join_inputs(x)
     if len(x) != len(y):
         raise DataError(f"x has {len(x)} examples, but y has {len(y)}\n  advice    one target per example")
     task = as_task(task)
@@ -63,7 +67,7 @@ def from_arrays(
 
 
 def partition_arrays(
-    x: np.ndarray,
+    x: Any,
     y: np.ndarray,
     partition: Partition,
     *,
@@ -118,7 +122,7 @@ def split_rows(
 
 
 def from_rows(
-    x: np.ndarray,
+    x: Any,
     y: np.ndarray,
     *,
     train: Sequence[np.ndarray],
@@ -141,7 +145,7 @@ def from_rows(
     """
     task = as_task(task)
     y_N = task.targets(np.asarray(y))
-    train_K, test_K = (_examples_of_clients(np.asarray(x), y_N, rows) for rows in (train, test))
+    train_K, test_K = (_examples_of_clients(join_inputs(x), y_N, rows) for rows in (train, test))
     return FederatedData(
         task=task,
         clients=range(len(train_K)),
@@ -209,10 +213,22 @@ def _train_and_test(
     return rows_k[~test_k], rows_k[test_k]
 
 
+def as_inputs(x: Any) -> np.ndarray:
+    """Return inputs as one array. One input becomes float32. Of several inputs, floating-point arrays do.
+
+    Raises:
+        SettingError: an input is no array of numbers; see `fedlearn.core.inputs.join_inputs`.
+    """
+    joined = join_inputs(x)
+    if not has_fields(joined):
+        return joined.astype(np.float32, copy=False)
+    return map_fields(lambda part: part.astype(np.float32) if part.dtype.kind == "f" else part, joined)
+
+
 def _examples_of_clients(x: np.ndarray, y_N: np.ndarray, rows: Sequence[np.ndarray]) -> list[Examples]:
     # one copy in order of clients, so that the examples of a client are a view
     rows_N = np.concatenate(rows)
     ends = np.cumsum([len(rows_k) for rows_k in rows]).tolist()
-    sorted_x, sorted_y = x[rows_N].astype(np.float32, copy=False), y_N[rows_N]
+    sorted_x, sorted_y = as_inputs(x[rows_N]), y_N[rows_N]
     starts = [0, *ends[:-1]]
     return [Examples(sorted_x[start:end], sorted_y[start:end]) for start, end in zip(starts, ends, strict=True)]

@@ -19,6 +19,7 @@ import numpy as np
 
 from fedlearn.algorithm.local_rule import plain_training
 from fedlearn.core.arrays import as_numpy, holds_whole_numbers
+from fedlearn.core.inputs import input_arrays, map_fields
 from fedlearn.core.layout import Layout
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import ClientWork, ExampleDP, Examples, LocalSettings, Request, Updates
@@ -196,8 +197,8 @@ def _variants(trainer: Trainer) -> Iterator[Trainer]:
 
 def _batch_sizes(examples: Examples, *, is_quick: bool) -> list[int]:
     """Return batch sizes, ascending: some pairs of neighbours, and the sizes around each axis of the input."""
-    most, shape = min(len(examples), MAX_EXAMPLES), np.shape(examples.x)
-    axes = sorted({length for length in shape[1:-1] or shape[1:] if 2 <= length < most})
+    most, shapes = min(len(examples), MAX_EXAMPLES), [np.shape(part) for part in input_arrays(examples.x)]
+    axes = sorted({length for shape in shapes for length in shape[1:-1] or shape[1:] if 2 <= length < most})
     if is_quick:
         return [axes[0] - 1, axes[0]] if axes else [max(1, most - 1), most]
     around = {length + shift for length in axes[:2] for shift in (-1, 0, 1)}
@@ -217,7 +218,12 @@ def with_outliers(examples: Examples) -> Examples:
     If a layer mixes the examples of a batch, an outlier changes the gradients of all other examples.
     """
     x, y, n = np.array(examples.x), np.array(examples.y), np.arange(len(examples))
-    if not holds_whole_numbers(x):
-        x[n % 3 == 0] *= OUTLIER_SCALE
+
+    def enlarge(part: np.ndarray) -> np.ndarray:
+        if not holds_whole_numbers(part):
+            part[n % 3 == 0] *= OUTLIER_SCALE
+        return part
+
+    x = map_fields(enlarge, x)
     y[n % 3 == 1] = np.roll(y, 1)[n % 3 == 1]
     return Examples(x, y)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from fedlearn.advice import command
@@ -23,6 +24,7 @@ from fedlearn.core.layout import Layout, Leaf
 from fedlearn.core.plain_text import plain_line
 from fedlearn.core.serialization import WireError, parse_json_object, read_fields
 from fedlearn.core.tasks import Task
+from fedlearn.data.input_parts import Parts, parts_from_json, parts_of, parts_to_json
 from fedlearn.data.preprocessing import Preprocessing
 from fedlearn.errors import SettingError
 from fedlearn.loop.scenario import Network, Scenario
@@ -52,6 +54,7 @@ class ModelDescription:
         personal_parameters: name patterns of parameters that stay at the clients.
         has_personal_models: whether each client has a personal model beside the global model.
         input_shape: shape of one model input of a scenario without ``network``; empty if unknown.
+        inputs: shape and type of each input of a model with several inputs; empty for one input.
     """
 
     scenario: str
@@ -66,6 +69,7 @@ class ModelDescription:
     personal_parameters: tuple[str, ...] = ()
     has_personal_models: bool = False
     input_shape: tuple[int, ...] = ()
+    inputs: Parts = field(default_factory=dict)
 
     @property
     def is_personalised(self) -> bool:
@@ -108,6 +112,7 @@ def _describe(experiment: Experiment, cfg: DictConfig) -> ModelDescription:
     scenario, rule = experiment.scenario, experiment.plan.strategy.local
     settings = OmegaConf.to_container(cfg.scenario, resolve=True)
     assert isinstance(settings, dict)
+    x = _example_inputs(scenario)
     metric = OmegaConf.select(cfg, "early_stop.metric") or scenario.metric or scenario.data.task.main_metric
     return ModelDescription(
         scenario=scenario.name,
@@ -125,17 +130,17 @@ def _describe(experiment: Experiment, cfg: DictConfig) -> ModelDescription:
         client_names={int(client): scenario.data.name(client) for client in scenario.data.clients},
         personal_parameters=tuple(rule.personal_parameters),
         has_personal_models=rule.personal is not None,
-        input_shape=_input_shape(scenario) if scenario.network is None else (),
+        input_shape=() if x is None or scenario.network is not None else tuple(map(int, x.shape[1:])),
+        inputs={} if x is None else parts_of(x),
     )
 
 
-def _input_shape(scenario: Scenario) -> tuple[int, ...]:
-    """Return the shape of one model input; empty at a coordinator, which has no data."""
+def _example_inputs(scenario: Scenario) -> np.ndarray | None:
+    """Return the inputs of a client with examples; None at a coordinator, which has no data."""
     data = scenario.data
     if data.num_train is not None:
-        return ()
-    inputs = (data.train(client).x for client in data.clients)
-    return next((tuple(map(int, x.shape[1:])) for x in inputs if len(x)), ())
+        return None
+    return next((x for x in (data.train(client).x for client in data.clients) if len(x)), None)
 
 
 def read_model_description(folder: Path, allow_targets: Sequence[str] = ()) -> ModelDescription:
@@ -217,6 +222,7 @@ def _to_json(description: ModelDescription) -> dict[str, Any]:
         "personal_parameters": list(description.personal_parameters),
         "has_personal_models": description.has_personal_models,
         "input_shape": list(description.input_shape),
+        "inputs": parts_to_json(description.inputs),
         "layout": [[leaf.name, list(leaf.shape), leaf.dtype, leaf.is_buffer] for leaf in description.layout.leaves],
         "client_names": {str(client): name for client, name in description.client_names.items()},
     }
@@ -240,6 +246,7 @@ def _from_json(content: Mapping[str, Any], allow_targets: Sequence[str]) -> Mode
         personal_parameters=tuple(map(str, others["personal_parameters"])),
         has_personal_models=others["has_personal_models"],
         input_shape=tuple(map(int, content.get("input_shape", ()))),
+        inputs=parts_from_json(content.get("inputs", {})),
     )
 
 

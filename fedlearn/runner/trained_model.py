@@ -20,6 +20,7 @@ from fedlearn.callbacks.run_history import metric_values, read_history
 from fedlearn.core import checkpoint as checkpoints
 from fedlearn.core.layout import Layout
 from fedlearn.data.example_files import InputBatch, read_batches
+from fedlearn.data.input_parts import join_parts
 from fedlearn.data.inputs import (
     ArrayInputs,
     ImageInputs,
@@ -153,7 +154,7 @@ class TrainedModel:
         label, ``(N, L)``. Sentences have a list of tags each.
 
         Args:
-            data: raw examples.
+            data: raw examples. A model with several inputs gets a mapping or a tuple of arrays.
             threshold: probability above which a binary task predicts the positive class, in [0, 1).
             options: ``batch_size`` (default 1024), ``allow_unknown``, ``allow_missing``; see `batches`.
 
@@ -210,6 +211,10 @@ class TrainedModel:
             DataError: an example is not valid; the message names row and column.
         """
         require(is_count(batch_size), "batch_size", batch_size, "a whole number >= 1", "batch_size=1024")
+        if self.description.inputs:
+            data, few = join_parts(data, self.description.inputs), batch_size
+            yield from (InputBatch(x=data[start : start + few]) for start in range(0, len(data), few))
+            return
         if isinstance(data, str | PathLike):
             yield from read_batches(
                 Path(data), self.inputs, batch_size, allow_unknown=allow_unknown, allow_missing=allow_missing

@@ -59,7 +59,8 @@ def scenario_from_datasets(
     if first is None:
         raise DataError("no client has training examples\n  expected  one example or more\n  try       test_share=0.25")
     x = data.train(first).x
-    columns = () if target is None or collate is not None else _columns(datasets, read.reader.columns)
+    is_table = target is not None and collate is None and not has_fields(x)
+    columns = () if not is_table else _columns(datasets, read.reader.columns)
     return Scenario(
         name=name,
         data=data,
@@ -72,7 +73,8 @@ def scenario_from_datasets(
 
 def _columns(datasets: Mapping[str, Any], names_of: Callable[[Any], tuple[str, ...]]) -> tuple[str, ...]:
     first = next(iter(datasets.values()))
-    return () if isinstance(first, tuple) or callable(first) else names_of(first)
+    has_columns = hasattr(first, "columns") or hasattr(first, "column_names")
+    return names_of(first) if has_columns else ()
 
 
 def _preprocessing(
