@@ -41,7 +41,12 @@ class CommandParser(argparse.ArgumentParser):
     Args:
         passes_on: parser for the words that this parser does not know; None to refuse such words.
         options: keyword arguments of `argparse.ArgumentParser`.
+
+    Attributes:
+        expand: function that adds the words of a configuration file to the words of the command line; None: no file.
     """
+
+    expand: Callable[[Sequence[str]], list[str]] | None = None
 
     def __init__(self, *, passes_on: argparse.ArgumentParser | None = None, **options: Any) -> None:
         super().__init__(**{"allow_abbrev": False, "exit_on_error": False, **options})
@@ -63,6 +68,8 @@ class CommandParser(argparse.ArgumentParser):
     ) -> tuple[Any, list[str]]:
         """Parse the known words, and return the other words. Unknown options raise `UsageError`."""
         self._typed = list(sys.argv[1:] if args is None else args)
+        if self.expand:
+            args = self._typed = self.expand(self._typed)
         try:
             parsed, rest = super().parse_known_args(args, namespace)
             parse = argparse.ArgumentParser.parse_known_args

@@ -12,6 +12,7 @@ import httpx
 
 from fedlearn.advice import label, option
 from fedlearn.core.plain_text import plain_line
+from fedlearn.deploy.proxies import find_proxy
 from fedlearn.errors import FedlearnError
 
 CONNECT_TIMEOUT_S = 15.0  # seconds to connect
@@ -25,7 +26,9 @@ class ConnectionProblem(FedlearnError):
 
 
 def check_connection(address: str, root_certificate: Path, *, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
-    """Connect with TLS and close the connection.
+    """Connect with TLS, in the same way as all further requests, and close the connection.
+
+    The connection uses the proxy of the environment, if there is one.
 
     Args:
         address: address of the coordinator, ``host:port``.
@@ -33,19 +36,20 @@ def check_connection(address: str, root_certificate: Path, *, timeout_s: float =
         timeout_s: seconds to connect, > 0.
 
     Raises:
-        ConnectionProblem: No server answers, or the server is not the coordinator.
+        ConnectionProblem: No server answers, the proxy does not work, or the server is not the coordinator.
     """
     host, port = parse_address(address)
+    proxy = find_proxy(host, port)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         context.load_verify_locations(cadata=read_key_file(root_certificate))
-        with (
-            socket.create_connection((host, port), timeout=timeout_s) as plain,
-            context.wrap_socket(plain, server_hostname=host),
-        ):
-            pass
-    except OSError as error:
-        raise ConnectionProblem(explain(address, error)) from error
+        with httpx.Client(verify=context, timeout=timeout_s) as client:
+            client.get(f"https://{join_address(host, port)}/health")
+    except (httpx.ReadError, httpx.RemoteProtocolError):
+        if proxy:
+            raise ConnectionProblem(f"no connection to {address}: the proxy closed it\n  see       {proxy}") from None
+    except (OSError, httpx.TransportError, httpx.InvalidURL, ValueError) as error:
+        raise ConnectionProblem(explain_with_proxy(address, error, proxy)) from error
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -104,6 +108,17 @@ def explain(address: str, error: Exception) -> str:
     unknown = (str(error) or type(error).__name__, "")
     cause, fix = next(((cause, fix) for sign, cause, fix in CAUSES if sign in text), unknown)
     return f"no connection to {address}: {cause}" + (f"\n{label(fix)}" if fix else "")
+
+
+def explain_with_proxy(address: str, error: Exception, proxy: str) -> str:
+    """Return the cause of a failed connection. Errors before TLS are of the proxy, if there is one."""
+    text = explain(address, error)
+    is_of_coordinator = any(cause in text for cause in ("certificate", "TLS"))
+    if not proxy or is_of_coordinator:
+        return text
+    detail = plain_line(str(error) or type(error).__name__)
+    fix = "a proxy that allows CONNECT to this port, or NO_PROXY with the host of the coordinator"
+    return f"no connection to {address} through the proxy: {detail}\n  see       {proxy}\n  advice    {fix}"
 
 
 def describe_refusal(address: str, response: httpx.Response) -> str:

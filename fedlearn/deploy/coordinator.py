@@ -21,6 +21,7 @@ import httpx
 
 from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
 from fedlearn.core.import_path import WORKING_FOLDER_ENV
+from fedlearn.deploy.config_file import add_config_option
 from fedlearn.deploy.connectivity import ConnectionProblem, check_connection, free_port, is_final, join_address
 from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient
 from fedlearn.deploy.coordinator_side.environment import (
@@ -37,6 +38,7 @@ from fedlearn.deploy.coordinator_side.web_pages import Pages, Ports, open_ports
 from fedlearn.deploy.keys import ALLOWED, CA, CERTIFICATE, SECRET, SERVER_KEY, KeysError, expiry
 from fedlearn.deploy.persons import PERSONS_FILE, new_token, read_persons, token_digest
 from fedlearn.deploy.processes import Child, Children, flower_environment, module_command, private_files
+from fedlearn.deploy.proxies import LOCAL_HOSTS, exclude_from_proxies
 from fedlearn.deploy.state_lock import locked_state
 from fedlearn.deploy.supervision import Watch
 from fedlearn.errors import FedlearnError, is_count, require
@@ -98,6 +100,7 @@ def serve(
 
 def _serve(keys: Path, state: Path, runs: Path, host: str, port: int, registry: Registry, ports: Ports) -> None:
     local = join_address(local_host_of(host), port)
+    exclude_from_proxies(*LOCAL_HOSTS, local_host_of(host))  # the coordinator calls itself
     env = flower_environment(state / "flower")
     env |= {RUNS_ENV: str(runs.resolve()), NODES_ENV: str((keys / ALLOWED).resolve()), STATE_ENV: str(state.resolve())}
     env |= {BUILDERS_ENV: json.dumps(registry.added), ALLOW_ENV: ",".join(registry.modules)}
@@ -272,6 +275,7 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--metrics", type=int, metavar="PORT", help="port of metrics for Prometheus on 127.0.0.1; default: none"
     )
+    add_config_option(parser, "coordinator.yaml")
     return parser
 
 

@@ -18,11 +18,13 @@ from typing import Any
 
 from fedlearn.advice import command
 from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
-from fedlearn.deploy.connectivity import ConnectionProblem, check_connection, is_final
+from fedlearn.deploy.config_file import add_config_option
+from fedlearn.deploy.connectivity import ConnectionProblem, check_connection, is_final, parse_address
 from fedlearn.deploy.keys import CA, NODE_KEY
 from fedlearn.deploy.node_side.messenger_state import NOT_ADMITTED, STATE_FILE, read_problem
 from fedlearn.deploy.node_side.trainer_client import TrainerClient
 from fedlearn.deploy.processes import Child, Children, flower_environment, module_command, private_files
+from fedlearn.deploy.proxies import find_proxy
 from fedlearn.deploy.state_lock import locked_state
 from fedlearn.deploy.supervision import Watch
 from fedlearn.errors import FedlearnError
@@ -123,13 +125,20 @@ def _start_metrics(node: Node, children: Sequence[Child]) -> str:
 
 
 def _wait_for_coordinator(node: Node) -> None:
-    until = time.monotonic() + node.connect_timeout_s
+    until, is_first = time.monotonic() + node.connect_timeout_s, True
+    if proxy := find_proxy(*parse_address(node.coordinator)):
+        sys.stdout.write(f"{proxy} used\n")
+        sys.stdout.flush()
     while True:
         try:
-            return check_connection(node.coordinator, node.keys / CA)
+            return check_connection(node.coordinator, node.keys / CA, timeout_s=min(15.0, node.connect_timeout_s + 1.0))
         except ConnectionProblem as error:
             if time.monotonic() > until or is_final(error):
                 raise
+            if is_first:
+                sys.stderr.write(f"{str(error).splitlines()[0]}; trying again\n")
+                sys.stderr.flush()
+            is_first = False
             time.sleep(1.0)
 
 
@@ -172,6 +181,7 @@ def build_parser() -> CommandParser:
     trainer.add_argument("--framework", choices=("torch", "jax"), help="default: the framework of the request")
     trainer.add_argument("--device", help="device that trains, e.g. cuda:0")
     trainer.add_argument("--group", help="group that may open the socket too")
+    add_config_option(parser, "node.yaml")
     return parser
 
 

@@ -24,6 +24,7 @@ from fedlearn.deploy.connectivity import free_port
 from fedlearn.deploy.keys import create
 from fedlearn.deploy.node_side.order_settings import option_name
 from fedlearn.deploy.processes import GRACE_S, Child, Children, module_command, private_files
+from fedlearn.deploy.proxies import LOCAL_HOSTS, exclude_from_proxies
 from fedlearn.deploy.run_log import Follower
 from fedlearn.deploy.submit import build_request, compose_job
 from fedlearn.errors import is_count, require
@@ -218,6 +219,7 @@ def rehearse(overrides: Sequence[str], *, keep: Path | None = None) -> int:
     expected = f"at most {num_clients}, because each node needs a client"
     require(num_nodes <= num_clients, "num_nodes", num_nodes, expected, f"num_nodes={num_clients}")
     rerun_command = shlex.join(["python", "-m", "fedlearn.deploy.rehearse", f"num_nodes={num_nodes}", *overrides])
+    exclude_from_proxies(*LOCAL_HOSTS)
     with ExitStack() as stack:
         stack.enter_context(private_files())
         folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedlearn-")))

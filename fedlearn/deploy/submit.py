@@ -12,6 +12,7 @@ from typing import Any
 from hydra.utils import get_object
 
 from fedlearn.core.command_line import CommandParser, UsageError, command_parser, exit_code
+from fedlearn.deploy.config_file import add_config_option
 from fedlearn.deploy.run_log import Follower
 from fedlearn.engines.deployed import grid
 from fedlearn.runner.callbacks import build_callbacks
@@ -62,6 +63,7 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--follow", type=int, metavar="ID", help="follow a run that was submitted earlier")
     parser.add_argument("--reconnect-timeout", type=float, default=120.0, help="seconds to wait for a lost coordinator")
+    add_config_option(parser, "study.yaml", has_settings=True)
     parser.add_argument("-h", "--help", action="store_true", help="show this help and the settings")
     return parser
 

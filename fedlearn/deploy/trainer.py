@@ -26,6 +26,7 @@ from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_
 from fedlearn.core.import_path import search_working_folder_last
 from fedlearn.core.plain_text import PlainFormatter
 from fedlearn.core.version import VERSION
+from fedlearn.deploy.config_file import add_config_option
 from fedlearn.deploy.node_side.client_states import ClientStates
 from fedlearn.deploy.node_side.experiment import NodeConfig
 from fedlearn.deploy.node_side.masking_keys import read_masking_keys
@@ -167,6 +168,7 @@ def build_parser() -> CommandParser:
     parser.add_argument("--framework", choices=("torch", "jax"), help="default: the framework of the request")
     parser.add_argument("--device", default="cpu", help="device that trains, e.g. cpu or cuda:0")
     parser.add_argument("--group", help="group that may open the socket too")
+    add_config_option(parser, "trainer.yaml")
     return parser
 
 
