@@ -72,10 +72,27 @@ def test_a_resumed_run_continues_the_same_run_of_trackio(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs(path):
+def test_a_notebook_has_its_stored_outputs(path, tmp_path):
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
-    nbclient.NotebookClient(nbformat.read(path, 4), timeout=300, kernel_name="python3").execute()
+    notebook = nbformat.read(path, 4)
+    stored = main_outputs(notebook)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
+    assert main_outputs(notebook) == stored
+    assert len([text for text in stored if text]) >= 3
+
+
+def main_outputs(notebook) -> list[str]:
+    """Return results and prints of each cell as text. Live tables have times, and warnings have paths."""
+    outputs = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    return ["".join(map(text_of, found)) for found in outputs]
+
+
+def text_of(output) -> str:
+    if output.output_type == "stream":
+        return output.text if output.name == "stdout" else ""
+    return output.data["text/plain"] if output.output_type == "execute_result" else ""
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
