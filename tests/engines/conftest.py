@@ -14,6 +14,8 @@ PROBLEM = """
 from fedlearn.core.layout import default_initial_parameters
 from fedlearn import Scenario
 from fedlearn.testing import LinearTrainer, linear_problem
+from fedlearn.testing.networks import HiddenLayerTrainer
+from fedlearn.testing.problems import class_problem
 
 
 def linear(*, num_features=3, num_clients=4, seed=0):
@@ -47,6 +49,20 @@ def normed(*, seed=0):
 
     trainer = TorchTrainer(Net(), task="regression", initial=default_initial_parameters)
     return Scenario(name="normed", data=linear_problem(num_clients=4), trainer=trainer, model="norm 3-1")
+
+
+def classes(*, seed=0):
+    data = class_problem(num_clients=4)
+    return Scenario(name="classes", data=data, trainer=HiddenLayerTrainer(3, 3), model="hidden 3-4-3")
+
+
+def torch_classes(*, seed=0):
+    from torch import nn
+
+    from fedlearn.trainers.torch import TorchTrainer
+
+    trainer = TorchTrainer(nn.Linear(3, 3), task="multiclass", initial=default_initial_parameters)
+    return Scenario(name="classes", data=class_problem(num_clients=4), trainer=trainer, model="linear 3-3")
 
 
 def spoilt(*, how, num_features=3):
@@ -153,9 +169,10 @@ def federation(problem, identity, tmp_path):
     from fedlearn.runner.registry import installed_registry
 
     grids = []
-    own = {name: f"{problem}.{name}" for name in ("linear", "normed", "spoilt")}
+    own = {name: f"{problem}.{name}" for name in ("linear", "normed", "classes", "torch_classes", "spoilt")}
     names = ("fedavg", "fedprox", "fedadam", "scaffold", "fedper", "fedrep", "ditto", "qfedavg", "afl", "ifca", "oort")
-    names += ("fedasync", "fedbuff", "fedala", "fedamp")
+    names += ("fedasync", "fedbuff", "fedala", "fedamp", "fedcm", "feddecorr", "fedgkd", "fedntd", "fedsam", "fedspeed")
+    names += ("proxskip",)
 
     def make(
         *,

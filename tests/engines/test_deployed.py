@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedlearn import Schedule, federate, judge, serial, stacked, start
+from fedlearn import LocalSettings, Schedule, federate, judge, serial, stacked, start
 from fedlearn.algorithm import with_buffer_policy
 from fedlearn.core import checkpoint
 from fedlearn.errors import SettingError, TooManyFailures
@@ -30,17 +30,17 @@ from fedlearn.protocol.messages import NodeRequest
 from fedlearn.protocol.sites import RunSites
 
 
-def simulated(made, rounds=3, buffers="refuse", **schedule):
+def simulated(made, rounds=3, buffers="refuse", local=LOCAL_SETTINGS, **schedule):
     scenario = build(made.settings["scenario"], "scenario", allow=made.allow)
     strategy = build(made.settings["strategy"], "strategy", allow=made.allow)
     strategy = with_buffer_policy(strategy, scenario.trainer.layout, buffers)
     engine = serial(scenario.data, scenario.trainer)
     state = start(strategy, scenario.trainer.init(1), engine, seed=1)
     plan = Schedule(rounds=rounds, **schedule)
-    return list(federate(strategy, engine, state, schedule=plan, local=LOCAL_SETTINGS, evaluate=judge(scenario)))
+    return list(federate(strategy, engine, state, schedule=plan, local=local, evaluate=judge(scenario)))
 
 
-def deployed(made, rounds=3, state=None, evaluate=True, buffers="refuse", **schedule):
+def deployed(made, rounds=3, state=None, evaluate=True, buffers="refuse", local=LOCAL_SETTINGS, **schedule):
     engine, scenario = made.engine, remote_scenario(made.engine)
     strategy = with_buffer_policy(
         build(made.settings["strategy"], "strategy", allow=made.allow), engine.layout, buffers
@@ -48,7 +48,7 @@ def deployed(made, rounds=3, state=None, evaluate=True, buffers="refuse", **sche
     state = state or start(strategy, scenario.trainer.init(1), engine, seed=1)
     plan = Schedule(rounds=rounds, **schedule)
     judged = judge(scenario) if evaluate else None
-    return list(federate(strategy, engine, state, schedule=plan, local=LOCAL_SETTINGS, evaluate=judged))
+    return list(federate(strategy, engine, state, schedule=plan, local=local, evaluate=judged))
 
 
 def tampered(site, change, *, kind="fit"):
@@ -108,6 +108,52 @@ def test_a_deployed_run_gives_the_parameters_of_a_simulated_one_bit_for_bit(fede
     if there.evaluation.personal:
         found, expected = (one.evaluation.personal.per_client["loss"] for one in (there, here))
         assert np.allclose(found, expected)
+
+
+LOCAL_STEPS = ("fedsam", "proxskip", "fedgkd")  # the others are slow
+SLOW_LOCAL_STEPS = ("fedspeed", "fedcm", "fedntd", "feddecorr")
+
+
+@pytest.mark.parametrize(
+    "name", [*LOCAL_STEPS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_LOCAL_STEPS)]
+)
+def test_nodes_take_the_local_steps_of_a_strategy_as_in_simulation(federation, name):
+    scenario = "classes" if name in ("fedntd", "fedgkd", "feddecorr") else "linear"
+    made = federation(strategy=name, scenario=scenario)
+    there, here = deployed(made)[-1], simulated(made)[-1]
+    assert np.array_equal(there.state.params_D, here.state.params_D)
+    assert there.metrics == here.metrics
+    plain = simulated(federation(strategy="fedavg", scenario=scenario))[-1]
+    assert np.abs(plain.state.params_D - here.state.params_D).max() > 1e-4
+
+
+LOCAL_TRAINING = [
+    {"optimizer": "adam", "learning_rate": 0.01},
+    {"optimizer": "adam", "learning_rate": 0.01, "optimizer_state": "keep"},
+    {"schedule": {"name": "cosine", "warmup": 1}, "momentum": 0.5},
+    {"schedule": {"name": "linear", "over": "steps"}, "max_grad_norm": 0.1},
+    {"class_weights": "balanced", "label_smoothing": 0.1, "micro_batch_size": 3},
+    {"class_weights": [1.0, 2.0, 0.5], "weight_decay": 0.01},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("local", LOCAL_TRAINING, ids=str)
+def test_nodes_train_with_the_optimizers_schedules_and_weights_of_a_simulation(federation, local):
+    changes_loss = "class_weights" in local
+    pytest.importorskip("torch")
+    made = federation(scenario="torch_classes" if changes_loss else "linear")
+    settings = LocalSettings(batch_size=4, **local)
+    there, here = (run(made, local=settings)[-1] for run in (deployed, simulated))
+    assert np.array_equal(there.state.params_D, here.state.params_D)
+    assert np.abs(simulated(made)[-1].state.params_D - here.state.params_D).max() > 1e-4
+
+
+def test_a_node_refuses_a_rule_that_its_trainer_does_not_apply(federation, caplog):
+    made = federation(strategy="feddecorr")
+    with pytest.raises(FederationError, match="cannot build the strategy"):
+        deployed(made, evaluate=False)
+    assert "strategy is one with a penalty in the loss" in caplog.text
 
 
 def test_clients_spread_over_nodes_in_any_way_give_the_same_model(federation):

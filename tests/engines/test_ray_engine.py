@@ -43,6 +43,8 @@ from fedlearn.privacy.mechanisms.base import Population
 from fedlearn.runner.config import rebuild_scenario
 from fedlearn.runner.start import main
 from fedlearn.testing import LinearTrainer, linear_problem
+from fedlearn.testing.networks import HiddenLayerTrainer
+from fedlearn.testing.problems import class_problem
 
 LOCAL = LocalSettings(batch_size=4, learning_rate=0.05)
 
@@ -180,6 +182,42 @@ def test_every_strategy_ends_with_the_model_of_vector(make_engine):
         assert engine.client_states.keys() == here.client_states.keys(), name
         for client, memory in here.client_states.items():
             assert all(np.allclose(engine.client_states[client][key], memory[key], atol=1e-4) for key in memory), name
+
+
+def classes():
+    return Scenario(name="classes", data=class_problem(), trainer=HiddenLayerTrainer(3, 3), model="hidden 3-4-3")
+
+
+@pytest.mark.slow
+def test_workers_apply_the_penalty_of_a_strategy(cluster):
+    import strategies
+
+    here = vector(class_problem(), HiddenLayerTrainer(3, 3))
+    with closing(engine_module.ray(class_problem(), HiddenLayerTrainer(3, 3), classes, num_workers=2)) as engine:
+        for name in ("moon", "fedntd", "fedgkd", "feddecorr"):
+            strategy, params_D = getattr(strategies, name)(), here.trainer.init(1)
+            ours, theirs = (rounds_of(made_by, strategy, rounds=3, params_D=params_D) for made_by in (engine, here))
+            assert max_difference(ours, theirs) < 1e-5, name
+
+
+LOCAL_TRAINING = [
+    {"optimizer": "adam", "learning_rate": 0.01},
+    {"optimizer": "adam", "learning_rate": 0.01, "optimizer_state": "keep"},
+    {"schedule": {"name": "cosine", "warmup": 1}, "momentum": 0.5},
+    {"schedule": {"name": "linear", "over": "steps"}, "max_grad_norm": 0.1},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("local", LOCAL_TRAINING, ids=str)
+def test_workers_train_with_the_optimizers_and_schedules_of_vector(make_engine, local):
+    settings, here = LocalSettings(batch_size=4, **local), vector(linear_problem(), LinearTrainer(3))
+    ours, theirs = (
+        rounds_of(engine, Strategy(select=everyone()), rounds=3, local=settings) for engine in (make_engine(), here)
+    )
+    assert max_difference(ours, theirs) < 1e-6
+    plain = rounds_of(here, Strategy(select=everyone()), rounds=3)
+    assert max_difference(plain, theirs) > 1e-4
 
 
 def test_protected_strategies_release_from_workers_what_they_release_here(make_engine):
