@@ -112,6 +112,7 @@ class LocalRule(NamedTuple):
             learning rates that change within a round are then refused.
         optimizer_state: names of the vectors of the optimizer that each client keeps between rounds; see
             `with_optimizer_state`.
+        averages_optimizer: whether clients send these vectors to the server, which averages them.
         aggregation: adaptive local aggregation before local training; needs ``personal``. None: start at the received
             model.
     """
@@ -133,6 +134,7 @@ class LocalRule(NamedTuple):
     num_steps: Callable[[int, np.random.Generator], int] | None = None
     requires_sgd: bool = False
     optimizer_state: tuple[str, ...] = ()
+    averages_optimizer: bool = False
     aggregation: LocalAggregation | None = None
 
     @property
@@ -189,7 +191,13 @@ def with_optimizer_state(rule: LocalRule, local: LocalSettings) -> LocalRule:
     expected = "reset: this strategy trains the parts of the model one after another"
     can_keep = not (names and rule.personal_epochs)
     require(can_keep, "local.optimizer_state", local.optimizer_state, expected, "local.optimizer_state=reset")
-    return rule if names == rule.optimizer_state else rule._replace(optimizer_state=names)
+    averages = bool(names) and local.optimizer_state == "average"
+    expected = "reset or keep: personal parameters would leave the clients with the state of the optimizer"
+    is_shared = not (averages and rule.personal_parameters)
+    require(is_shared, "local.optimizer_state", local.optimizer_state, expected, "local.optimizer_state=keep")
+    if (names, averages) == (rule.optimizer_state, rule.averages_optimizer):
+        return rule
+    return rule._replace(optimizer_state=names, averages_optimizer=averages)
 
 
 def parameter_patterns(names: str | Sequence[str], *, name: str = "personal_parameters") -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from fedlearn.algorithm.server_optimizers import sgd
 from fedlearn.algorithm.staleness import Asynchrony
 from fedlearn.algorithm.transforms import Codec, Stage, Transform
 from fedlearn.core.layout import Layout
+from fedlearn.core.optimizers import STEPS
 from fedlearn.core.privacy_guarantee import PrivacyGuarantee
 from fedlearn.core.records import ClientId
 from fedlearn.errors import FedlearnError, is_count, require
@@ -244,7 +245,13 @@ def extra_names(rule: LocalRule) -> tuple[str, ...]:
     """Return the names of the vectors that a local rule sends beside the update."""
     one = np.ones((1, 1), np.float32)
     vectors = dict.fromkeys(rule.client_state, one) | dict.fromkeys(rule.receives, one[0])
-    return tuple(rule.after_training(one, np.ones(1, np.int64), 0.1, **vectors)[1])
+    return (*rule.after_training(one, np.ones(1, np.int64), 0.1, **vectors)[1], *averaged_names(rule))
+
+
+def averaged_names(rule: LocalRule) -> tuple[str, ...]:
+    """Return the names of the optimizer states that clients send to the server; empty if it does not average them."""
+    counts = (STEPS,) if len(rule.optimizer_state) == 2 else ()  # the two moments of Adam have a bias correction
+    return (*rule.optimizer_state, *counts) if rule.averages_optimizer else ()
 
 
 def with_compression(strategy: Strategy, compression: Stage) -> Strategy:

@@ -7,6 +7,16 @@ from typing import Any
 from fedlearn.errors import is_count, is_number, require
 
 BALANCED = "balanced"
+PRECISIONS = ("float32", "bfloat16")
+
+
+# settings that change the loss or the passes of training -> their defaults
+LOSS_DEFAULTS = {"micro_batch_size": None, "class_weights": None, "label_smoothing": 0.0, "precision": "float32"}
+
+
+def show_default(value: Any) -> str:
+    """Return the default of a setting as it is typed."""
+    return "null" if value is None else str(value).removesuffix(".0")
 
 
 def as_class_weights(value: Any) -> Any:
@@ -36,6 +46,8 @@ def check_gradient_settings(local: Any) -> None:
     require(is_valid, "micro_batch_size", micro, "null, or a whole number >= 1", "micro_batch_size=8")
     is_share = is_number(smoothing, at_least=0, below=1)
     require(is_share, "label_smoothing", smoothing, "a number in [0, 1)", "label_smoothing=0.1")
+    is_known = local.precision in PRECISIONS  # float16 would need a scale of the loss
+    require(is_known, "precision", local.precision, f"one of {', '.join(PRECISIONS)}", "precision=bfloat16")
     if local.example_dp is not None:
         refuse_with_example_dp(local)
 
@@ -46,8 +58,8 @@ def refuse_with_example_dp(local: Any) -> None:
     Raises:
         SettingError: One of these settings differs from its default.
     """
-    defaults = {"max_grad_norm": None, "micro_batch_size": None, "class_weights": None, "label_smoothing": 0.0}
+    defaults = {"max_grad_norm": None, **LOSS_DEFAULTS}
     for name, default in defaults.items():
-        value, shown = getattr(local, name), "null" if default is None else "0"
+        value, shown = getattr(local, name), show_default(default)
         expected = f"{shown} with privacy=example, which clips the gradient of each example of the loss of the task"
         require(value == default, f"local.{name}", value, expected, f"local.{name}={shown}")

@@ -30,7 +30,7 @@ def optimizer_values(optimizer: Any) -> dict[str, Any]:
 
 STATE_PREFIX = "optimizer."  # names of the optimizer state in a client state
 STEPS = f"{STATE_PREFIX}steps"  # number of steps so far, a vector of length 1
-STATE_POLICIES = ("reset", "keep")
+STATE_POLICIES = ("reset", "keep", "average")
 _STATES = {"adam": ("first", "second"), "adamw": ("first", "second"), "adagrad": ("total",), "rmsprop": ("mean",)}
 
 

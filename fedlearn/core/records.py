@@ -62,8 +62,9 @@ class LocalSettings:
         optimizer: ``sgd``, ``adam``, ``adamw``, ``adagrad`` or ``rmsprop`` (equal in all frameworks), another name in
             torch.optim or optax, or a mapping of a name and values, e.g. ``{"name": "adam", "betas": [0.9, 0.99]}``.
             Or a function: ``(parameters, lr=...) -> torch.optim.Optimizer`` or ``(learning_rate) -> optax optimizer``.
-        optimizer_state: ``reset`` gives a client a new optimizer state in each round; ``keep`` continues with the state
-            of its last round, which stays at the client.
+        optimizer_state: ``reset`` gives a client a new optimizer state in each round. ``keep`` continues with the state
+            of its last round, which stays at the client. ``average`` continues with the mean of the states that the
+            clients of the last round sent to the server.
         learning_rate: learning rate of the optimizer, >= 0.
         schedule: changes the learning rate: ``constant``, ``linear``, ``cosine``, ``exponential`` or ``step``, or a
             mapping of a name and values; see `fedlearn.core.schedules`. Or a function ``(round, step, num_steps) ->
@@ -76,6 +77,8 @@ class LocalSettings:
             its training examples: ``n / (c * n_y)``, with ``n`` examples, ``c`` classes and ``n_y`` examples of class
             ``y``. None: no factor.
         label_smoothing: share of the target that all classes divide equally, in [0, 1).
+        precision: ``float32``, or ``bfloat16`` for forward and backward passes of training in mixed precision. The
+            parameters, the loss, the optimizer and evaluation stay in float32.
         example_dp: settings of DP-SGD, or None. With DP-SGD, batches are Poisson samples with ``batch_size`` expected
             examples.
 
@@ -96,6 +99,7 @@ class LocalSettings:
     max_grad_norm: float | None = None
     class_weights: Any = None
     label_smoothing: float = 0.0
+    precision: str = "float32"
     example_dp: ExampleDP | None = None
 
     def __post_init__(self) -> None:

@@ -170,7 +170,7 @@ def _apply_rule(
     delta_KD = updates.delta_KD
     steps_K = array_namespace(delta_KD).asarray(updates.num_steps_K, dtype=delta_KD.dtype, device=delta_KD.device)
     new_state, extra = rule.after_training(delta_KD, steps_K, round_rate(request), **vectors)
-    updates = replace(updates, client_state={**updates.client_state, **new_state}, extra=dict(extra))
+    updates = replace(updates, client_state={**updates.client_state, **new_state}, extra={**updates.extra, **extra})
     return updates if rule.send is None else replace(updates, delta_KD=_sent(rule, delta_KD, new_state, layout))
 
 

@@ -21,6 +21,7 @@ from fedlearn.core.layout import Layout
 from fedlearn.core.optimizers import STEPS
 from fedlearn.core.records import Array, ClientWork, Request, State, Updates
 from fedlearn.loop.local_aggregation import initial_weights, mix_models
+from fedlearn.loop.optimizer_averaging import receive_states, send_states
 from fedlearn.loop.protocols import Trainer
 from fedlearn.loop.rule_support import require_support
 
@@ -68,6 +69,7 @@ def train(trainer: Trainer, rule: LocalRule, request: Request, work: Sequence[Cl
     """
     require_support(trainer, rule, request.local)
     layout = trainer.layout
+    work = receive_states(rule, request, work) if rule.averages_optimizer else work
     losses, best_K = _evaluate_models(trainer, rule, request, work)
     if rule.personal_parameters or rule.evaluate_models:
         work = [_with_start(rule, layout, request, item, name) for item, name in zip(work, best_K, strict=True)]
@@ -87,7 +89,8 @@ def train(trainer: Trainer, rule: LocalRule, request: Request, work: Sequence[Cl
     if rule.aggregation:  # the server averages models, so the update is the difference to the received model
         final_KD = _final_parameters(request, work, updates)
         updates = replace(updates, delta_KD=final_KD - asarray_like(request.params_D, final_KD))
-    return replace(updates, client_state=state, metrics={**updates.metrics, **losses})
+    updates = replace(updates, client_state=state, metrics={**updates.metrics, **losses})
+    return send_states(rule, updates) if rule.averages_optimizer else updates
 
 
 def train_mixed_rounds(

@@ -16,7 +16,6 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from fedlearn.algorithm.aggregation import PartialAggregate, accumulate, divide_total
-from fedlearn.algorithm.local_rule import with_optimizer_state
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.algorithm.transforms import Context
 from fedlearn.core.arrays import as_numpy, asarray_like
@@ -44,6 +43,7 @@ from fedlearn.loop.base_engine import require_engine
 from fedlearn.loop.charging import LedgerJournal, actual_release, charges_ahead, planned_release
 from fedlearn.loop.client_update import round_rate
 from fedlearn.loop.failure_limit import check_failures, require_failure_limit
+from fedlearn.loop.optimizer_averaging import with_kept_optimizer
 from fedlearn.loop.protocols import AsyncEngine, Engine
 from fedlearn.loop.rule_support import require_settings, require_steps
 from fedlearn.loop.system_model import SystemModel
@@ -152,7 +152,7 @@ def federate(
     local = local or LocalSettings()
     require_settings(strategy.local, local)
     require_steps(strategy, local)
-    strategy = replace(strategy, local=with_optimizer_state(strategy.local, local))
+    strategy = with_kept_optimizer(strategy, local)
     local = replace(local, schedule=over_rounds(local.schedule, schedule.rounds))
     require_engine(engine)
     if strategy.asynchrony is not None and not isinstance(engine, AsyncEngine):

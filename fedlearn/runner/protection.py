@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from fedlearn.algorithm.local_rule import with_optimizer_state
 from fedlearn.algorithm.strategy import Strategy, with_buffer_policy, with_compression
 from fedlearn.algorithm.transforms import Stage
 from fedlearn.core.records import LocalSettings
 from fedlearn.errors import require
+from fedlearn.loop.optimizer_averaging import refuse_with_privacy, with_kept_optimizer
 from fedlearn.loop.protocols import Trainer
 from fedlearn.loop.rule_support import require_support
 from fedlearn.privacy.mechanisms.base import Mechanism, Population
@@ -41,7 +39,8 @@ def protect_strategy(
             the honesty of a coordinator.
     """
     require_support(trainer, strategy.local, local)
-    strategy = replace(strategy, local=with_optimizer_state(strategy.local, local))
+    strategy = with_kept_optimizer(strategy, local)
+    refuse_with_privacy(strategy.local, mechanism.kind)
     trainer.check_local(local)
     protected, local = mechanism.protect(strategy, local, population)
     keeps_rule = strategy.aggregate.rule is None or protected.aggregate.rule is not None

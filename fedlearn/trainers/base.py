@@ -12,6 +12,7 @@ import numpy as np
 
 from fedlearn.algorithm.local_rule import LocalRule
 from fedlearn.core.arrays import as_numpy
+from fedlearn.core.gradient_settings import LOSS_DEFAULTS, show_default
 from fedlearn.core.layout import Layout, default_initial_parameters
 from fedlearn.core.model_report import ModelReport
 from fedlearn.core.named_option import describe_option
@@ -253,13 +254,13 @@ def require_plain_training(rule: LocalRule, request: Request) -> None:
 
 
 def refuse_loss_changes(local: LocalSettings, reason: str) -> None:
-    """Refuse class weights, label smoothing and micro batches, for a trainer without them.
+    """Refuse class weights, label smoothing, micro batches and mixed precision, for a trainer without them.
 
     Raises:
         SettingError: One of these settings differs from its default.
     """
-    for name, default in (("class_weights", None), ("label_smoothing", 0.0), ("micro_batch_size", None)):
-        value, shown = getattr(local, name), "null" if default is None else "0"
+    for name, default in LOSS_DEFAULTS.items():
+        value, shown = getattr(local, name), show_default(default)
         require(value == default, f"local.{name}", value, f"{shown}, {reason}", f"local.{name}={shown}")
 
 

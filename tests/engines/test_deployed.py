@@ -130,23 +130,25 @@ def test_nodes_take_the_local_steps_of_a_strategy_as_in_simulation(federation, n
 LOCAL_TRAINING = [
     {"optimizer": "adam", "learning_rate": 0.01},
     {"optimizer": "adam", "learning_rate": 0.01, "optimizer_state": "keep"},
+    {"optimizer": "adam", "learning_rate": 0.01, "optimizer_state": "average"},
     {"schedule": {"name": "cosine", "warmup": 1}, "momentum": 0.5},
     {"schedule": {"name": "linear", "over": "steps"}, "max_grad_norm": 0.1},
     {"class_weights": "balanced", "label_smoothing": 0.1, "micro_batch_size": 3},
     {"class_weights": [1.0, 2.0, 0.5], "weight_decay": 0.01},
+    {"precision": "bfloat16"},
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("local", LOCAL_TRAINING, ids=str)
 def test_nodes_train_with_the_optimizers_schedules_and_weights_of_a_simulation(federation, local):
-    changes_loss = "class_weights" in local
+    changes_loss = {"class_weights", "precision"} & local.keys()
     pytest.importorskip("torch")
     made = federation(scenario="torch_classes" if changes_loss else "linear")
     settings = LocalSettings(batch_size=4, **local)
     there, here = (run(made, local=settings)[-1] for run in (deployed, simulated))
     assert np.array_equal(there.state.params_D, here.state.params_D)
-    assert np.abs(simulated(made)[-1].state.params_D - here.state.params_D).max() > 1e-4
+    assert np.abs(simulated(made)[-1].state.params_D - here.state.params_D).max() > 1e-6
 
 
 def test_a_node_refuses_a_rule_that_its_trainer_does_not_apply(federation, caplog):

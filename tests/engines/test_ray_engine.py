@@ -203,6 +203,7 @@ def test_workers_apply_the_penalty_of_a_strategy(cluster):
 LOCAL_TRAINING = [
     {"optimizer": "adam", "learning_rate": 0.01},
     {"optimizer": "adam", "learning_rate": 0.01, "optimizer_state": "keep"},
+    {"optimizer": "adam", "learning_rate": 0.01, "optimizer_state": "average"},
     {"schedule": {"name": "cosine", "warmup": 1}, "momentum": 0.5},
     {"schedule": {"name": "linear", "over": "steps"}, "max_grad_norm": 0.1},
 ]

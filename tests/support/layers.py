@@ -64,6 +64,7 @@ TABLE = {
     "tests/strategies/test_heterogeneity": "framework",
     "tests/strategies/test_local_steps": "framework",
     "tests/strategies/test_moon": "framework",
+    "tests/trainers/test_optimizer_averaging": "framework",
     "tests/strategies/test_personalization": "framework",
     "tests/test_architecture": "process",
     "tests/test_public_api": "process",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,22 @@ from fedlearn.trainers.jax.optimizers import build_optimizer, clip_gradient, loa
 
 # shares of a block already run in parallel; threads within a small matrix product would wait for each other
 SINGLE_THREAD_MATMUL = {"xla_cpu_multi_thread_eigen": False}
+
+
+class Objective(NamedTuple):
+    """Hold the functions that give the loss of a batch in training.
+
+    Attributes:
+        loss: ``(outputs_BC, y_B) -> loss_B``.
+        adjust: changes the outputs before the loss.
+        penalty: ``(batch) -> penalty`` to add to the losses, or None.
+        low_precision: whether the forward pass is in bfloat16.
+    """
+
+    loss: Loss
+    adjust: Any
+    penalty: Any
+    low_precision: bool
 
 
 class LocalSteps:
@@ -61,7 +77,8 @@ class LocalSteps:
             penalty = rule.penalty and partial(_penalty, rule.penalty, params_D, {**flat, **previous})
             params, start_D = self.model.unflatten(params_D), params_D if start_D is None else start_D
             adjust = partial(_adjust, rule, counts_C)
-            gradient_of = private_gradient or partial(self._gradient, local.micro_batch_size, loss, adjust, penalty)
+            objective = Objective(loss, adjust, penalty, low_precision=local.precision == "bfloat16")
+            gradient_of = private_gradient or partial(self._gradient, local.micro_batch_size, objective)
             if rule.gradient is not None:
                 gradient_of = partial(self._rule_gradient, rule, gradient_of, params_D, flat)
             start, stats = self.model.unflatten(start_D), self.model.unflatten_statistics(start_D)
@@ -116,9 +133,7 @@ class LocalSteps:
     def _gradient(
         self,
         micro_size: int | None,
-        loss: Loss,
-        adjust: Any,
-        penalty: Any,
+        objective: Objective,
         model: Any,
         x: Any,
         y: Any,
@@ -130,9 +145,7 @@ class LocalSteps:
 
         Args:
             micro_size: examples per forward pass; None for the whole batch.
-            loss: ``(outputs_BC, y_B) -> loss_B``.
-            adjust: changes the outputs before the loss.
-            penalty: ``(batch) -> penalty`` to add to the losses, or None.
+            objective: loss of the batch.
             model: weights and statistics.
             x: inputs of the batch.
             y: targets of the batch.
@@ -144,7 +157,7 @@ class LocalSteps:
         count = jnp.sum(real_B)
 
         def mean_loss(weights: Any, stats: Any, key: Any, x: Any, y: Any, real_B: Any) -> Any:
-            losses_B, new_stats = self._losses(weights, stats, x, y, real_B, key, loss, adjust, penalty)
+            losses_B, new_stats = self._losses(objective, weights, stats, x, y, real_B, key)
             total = jnp.sum(jnp.where(real_B, losses_B, 0.0))
             return total / count, (total, new_stats)
 
@@ -171,24 +184,25 @@ class LocalSteps:
         return gradient_of
 
     def _losses(
-        self, params: Any, stats: Any, x: Any, y: Any, real_B: Any, key: Any, loss: Loss, adjust: Any, penalty: Any
+        self, objective: Objective, params: Any, stats: Any, x: Any, y: Any, real_B: Any, key: Any
     ) -> tuple[jax.Array, Any]:
         """Return the loss of each example in training mode, and the statistics after the batch."""
-        run = partial(self.model.training_outputs, params, stats, x, real_B, key)
-        if penalty is None:
-            outputs, new_stats = run()
-            return loss(adjust(outputs), y), new_stats
         new: list[Any] = []
 
-        def outputs_of_run() -> Any:
-            outputs, new_stats = run()
-            new.append(new_stats)
+        def run() -> Any:
+            inputs = _to_bfloat16((params, x)) if objective.low_precision else (params, x)
+            outputs, new_stats = self.model.training_outputs(inputs[0], stats, inputs[1], real_B, key)
+            new.append(jax.tree.map(lambda value, old: value.astype(old.dtype), new_stats, stats))
             return outputs
 
-        outputs, features = record_features(outputs_of_run, self.model.parameters)
-        fixed = partial(self._run_fixed, x)
-        batch = Batch(outputs=outputs, read_features=features, targets=y, mask=real_B, run=fixed)
-        return loss(adjust(outputs), y) + penalty(batch), new[0]
+        loss, penalty = objective.loss, objective.penalty
+        if penalty is None:
+            return loss(objective.adjust(_as_float32(run())), y), new[0]
+        raw, features = record_features(run, self.model.parameters)
+        outputs, fixed = _as_float32(raw), partial(self._run_fixed, x)
+        read = lambda: _as_float32(features())  # noqa: E731
+        batch = Batch(outputs=outputs, read_features=read, targets=y, mask=real_B, run=fixed)
+        return loss(objective.adjust(outputs), y) + penalty(batch), new[0]
 
     def _run_fixed(self, x: jax.Array, params_D: jax.Array) -> ModelOutputs:
         """Return the outputs of a model that is not trained, in evaluation mode and without gradients."""
@@ -263,6 +277,16 @@ def _split_gradient(
 def _penalty(penalty: Any, global_D: jax.Array, vectors: Mapping[str, jax.Array], batch: Batch) -> Any:
     """Return the penalty of a rule for a batch."""
     return penalty(batch, global_D, **vectors)
+
+
+def _to_bfloat16(tree: Any) -> Any:
+    """Return parameters or inputs with floating-point numbers in bfloat16."""
+    return jax.tree.map(lambda v: v.astype(jnp.bfloat16) if jnp.issubdtype(v.dtype, jnp.floating) else v, tree)
+
+
+def _as_float32(values: jax.Array) -> jax.Array:
+    """Return outputs or features of a forward pass in low precision as float32, and others unchanged."""
+    return values.astype(jnp.float32) if values.dtype == jnp.bfloat16 else values
 
 
 def _adjust(rule: LocalRule, counts_C: Any, outputs: jax.Array) -> Any:

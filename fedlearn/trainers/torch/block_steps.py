@@ -111,7 +111,8 @@ class BlockSteps:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the gradient of the mean loss of one client, and its total loss."""
         losses = partial(self.losses.changed, job, inputs) if job.changes_loss else self.losses.plain
-        return torch.func.grad(partial(self._mean_loss, losses), has_aux=True)(params_D, *batch_B)
+        mean_loss = partial(self._mean_loss, self.losses.mixed(job, losses))
+        return torch.func.grad(mean_loss, has_aux=True)(params_D, *batch_B)
 
     def _private_gradients(
         self, job: Job, work: Sequence[ClientWork]

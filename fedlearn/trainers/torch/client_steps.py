@@ -98,9 +98,8 @@ class ClientSteps:
         """Return the gradient function of a client."""
         if job.local.example_dp:
             return self._private_gradient(job, job.work[k])
-        losses = (
-            partial(self.losses.changed, job, self.losses.inputs_of(job, k)) if job.changes_loss else self.losses.plain
-        )
+        changed = partial(self.losses.changed, job, self.losses.inputs_of(job, k)) if job.changes_loss else None
+        losses = self.losses.mixed(job, changed or self.losses.plain)
         size = job.local.micro_batch_size
         gradient_of: GradientOf = partial(self._gradient, losses=losses)
         if size is not None:

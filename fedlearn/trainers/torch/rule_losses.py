@@ -39,7 +39,22 @@ class TrainingLosses:
 
     def plain(self, run: Forward, x_B: Any, y_B: torch.Tensor, real_B: torch.Tensor) -> torch.Tensor:
         """Return the loss of each example, without changes by a rule."""
-        return self.loss(run(x_B), y_B)
+        return self.loss(_as_float32(run(x_B)), y_B)
+
+    def mixed(self, job: Job, losses: Losses) -> Losses:
+        """Return the losses with forward passes in the precision of the settings. The loss itself is in float32."""
+        if job.local.precision == "float32":
+            return losses
+
+        def in_low_precision(run: Forward, x_B: Any, y_B: torch.Tensor, real_B: torch.Tensor) -> torch.Tensor:
+            return losses(partial(self._run_mixed, run), x_B, y_B, real_B)
+
+        return in_low_precision
+
+    def _run_mixed(self, run: Forward, x_B: Any) -> torch.Tensor:
+        device = torch.device(self.model.device).type
+        with torch.autocast(device, dtype=torch.bfloat16, cache_enabled=False):
+            return run(x_B)
 
     def inputs_of(self, job: Job, k: int) -> RuleInputs:
         """Return the values of one client for a rule that changes the loss: class counts and client state."""
@@ -61,11 +76,14 @@ class TrainingLosses:
         """Return the loss of each example, with the changes of the local rule and of the settings."""
         rule = job.rule
         if rule.penalty is None:
-            outputs_BC, penalty_B = run(x_B), 0
+            outputs_BC, penalty_B = _as_float32(run(x_B)), 0
         else:
-            outputs_BC, features = record_features(self.model.module, partial(run, x_B))
+            raw_BC, features = record_features(self.model.module, partial(run, x_B))
+            outputs_BC = _as_float32(raw_BC)
             fixed = partial(self._run_fixed, x_B)
-            batch = Batch(outputs=outputs_BC, read_features=features, targets=y_B, mask=real_B, run=fixed)
+            batch = Batch(
+                outputs=outputs_BC, read_features=lambda: _as_float32(features()), targets=y_B, mask=real_B, run=fixed
+            )
             state = {name.removeprefix(STATE): v_D for name, v_D in inputs.items() if name.startswith(STATE)}
             penalty_B = rule.penalty(batch, job.global_D, **state, **job.broadcast)
         logits_BC = rule.adjust_logits(outputs_BC, inputs["counts"]) if rule.adjust_logits else outputs_BC
@@ -80,3 +98,8 @@ class TrainingLosses:
             outputs_BC, features = record_features(self.model.module, run)
         self.model.module.train()
         return ModelOutputs(outputs=outputs_BC, read_features=features)
+
+
+def _as_float32(values: torch.Tensor) -> torch.Tensor:
+    """Return outputs or features of a forward pass in low precision as float32, and others unchanged."""
+    return values.float() if values.dtype == torch.bfloat16 else values
