@@ -34,8 +34,8 @@ class Context:
         extra: means of the extra vectors of clients, by name, D each; on the server only.
         broadcast: vectors that the server half of this stage sends to its client half; on clients only.
         learning_rate: learning rate of local training in this round; on the server only.
-        num_steps: mean number of local steps of the clients, exact if all take the same number; 0 if the privacy
-            mechanism withholds it; on the server only.
+        num_steps: mean number of local steps of the clients; on the server only. It is exact if all take the same
+            number, and 0 if the privacy mechanism withholds it.
         params_D: global model at the start of the round; on the server only.
         layout: layout of the updates; on the server only.
         deployed: True if clients are real. Noise then comes from the operating system, not from ``seed``.

@@ -261,7 +261,7 @@ def _local_settings(strategy: Strategy, state: ServerState, local: LocalSettings
 
 
 def _mean_steps(request: Request, partial: PartialAggregate, *, withheld: bool) -> float:
-    """Return `Context.num_steps`."""
+    """Return the mean number of local steps for `Context.num_steps`; 0 if clients withhold it."""
     if request.local.steps is not None:
         return float(request.local.steps)
     return 0.0 if withheld else float(np.mean(partial.num_steps_per_client))
