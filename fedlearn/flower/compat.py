@@ -23,7 +23,7 @@ HEAD_TIMEOUT_S = 30.0  # seconds in which the head of an HTTP request must arriv
 
 FLOWER = PrivateNames(
     library="flwr",
-    tried=("1.41.0",),
+    tried=("1.41.0", "1.42.0"),
     lowest="1.41",
     below="1.43",
     extra="flower",

@@ -30,6 +30,7 @@ try:
     from fedlearn.flower.compat import identify_as_server
     from fedlearn.flower.in_process_grid import FIRST_NODE_ID, InProcessGrid
     from fedlearn.flower.runtime import redirect_flower_log
+    from fedlearn.flower.strategy_checks import check_message, check_strategy
     from fedlearn.flower.strategy_state import restore, take_snapshot
 except ImportError as missing:
     raise MissingExtra("a Flower strategy", "flower") from missing
@@ -45,9 +46,9 @@ def from_flower(flower: FlowerStrategy) -> Strategy:
     computes the new model from their models, example counts and training losses.
 
     Differences from Flower: the seed of the run determines the cohort, with the size that ``fraction_train`` and
-    ``min_train_nodes`` give. Flower draws with Python's global generator. The settings ``local`` control training, not
-    the configuration in a message. fedlearn evaluates the model. Server halves of stages receive the step of the
-    strategy instead of an aggregate.
+    ``min_train_nodes`` give. Flower draws with Python's global generator. The settings ``local`` control training, and
+    fedlearn evaluates the model. So a strategy that configures its clients, such as FedProx, is refused. Server halves
+    of stages receive the step of the strategy instead of an aggregate.
 
     Args:
         flower: `flwr.serverapp.strategy.Krum(...)`, or a strategy of your own. It is not changed.
@@ -58,7 +59,8 @@ def from_flower(flower: FlowerStrategy) -> Strategy:
     another type, the run continues, but a resume is refused with the name of the attribute.
 
     Raises:
-        SettingError: ``flower`` is not a Flower strategy, or wraps another strategy.
+        SettingError: ``flower`` is not a Flower strategy, wraps another strategy, configures its clients, or has a part
+            that fedlearn does not call. See `fedlearn.flower.strategy_checks`.
     """
     is_flower = isinstance(flower, FlowerStrategy)
     expected, fix = "a flwr.serverapp.strategy.Strategy", "flower=flwr.serverapp.strategy.FedAvg()"
@@ -74,6 +76,7 @@ def from_flower(flower: FlowerStrategy) -> Strategy:
     )
     redirect_flower_log()
     identify_as_server()
+    check_strategy(flower)
     return Strategy(select=_flower_selector(flower), aggregate=_FlowerAggregation(flower).as_aggregator())
 
 
@@ -118,7 +121,7 @@ class _FlowerAggregation:
         strategy = self._strategy_at(state, context.round)
         arrays, config = to_array_record(params_D, layout), ConfigRecord()
         responses = _responses(strategy, updates, context, arrays, config)
-        with _only_new_garbage():
+        with _only_new_garbage(), _explained(strategy):
             new, _ = strategy.aggregate_train(context.round, responses)
         if new is None:
             log.warning("round %d: %s did not change the model", context.round, type(strategy).__name__)
@@ -162,6 +165,24 @@ def _only_new_garbage() -> Iterator[None]:
         gc.unfreeze()
 
 
+@contextmanager
+def _explained(strategy: Any) -> Iterator[None]:
+    """Explain an error of a strategy by the values that it receives."""
+    try:
+        yield
+    except FedlearnError:
+        raise
+    except Exception as error:
+        reports = f"the arrays of the model, {getattr(strategy, 'weighted_by_key', 'num-examples')}"
+        reports += f" and {getattr(strategy, 'train_loss_key', 'train_loss')}"
+        kind, text = type(strategy).__name__, f"{type(error).__name__}: {error}"
+        raise FedlearnError(
+            f"{kind} cannot aggregate the responses of the clients: {text}\n"
+            f"  expected  a strategy that needs {reports} only\n"
+            "  advice    a strategy of fedlearn: docs/extend/strategy.md"
+        ) from error
+
+
 def _responses(
     strategy: Any, updates: Updates, context: Context, arrays: ArrayRecord, config: ConfigRecord
 ) -> list[Message]:
@@ -169,6 +190,7 @@ def _responses(
     rows = {client: k for k, client in enumerate(updates.clients_K.tolist())}
     responses = {}
     for message in _messages(strategy, sorted(rows), context, arrays, config):
+        check_message(strategy, message)
         if any(record is not arrays for record in message.content.array_records.values()):
             kind = type(strategy).__name__
             raise FedlearnError(

@@ -1,9 +1,10 @@
 """Run an unmodified Flower ServerApp and ClientApp in this process, without network, Ray or polling.
 
-A message is handled when its response is pulled. Nodes run one at a time, in the order of their messages. Each side
-receives its own copy of the records, so that neither can change the records of the other. Copies share only the
-immutable bytes of arrays. A copy takes 15 us for arrays of any size; conversion through Protobuf, as in Flower, takes
-4 s for 100 MB.
+A node handles its messages in the order in which they were sent. It starts when the response of one of them is pulled,
+or when the ServerApp has ended. So memory holds few responses, and each message reaches its node. Nodes run one at a
+time. Each side receives its own copy of the records, so that neither can change the records of the other.
+Copies share only the immutable bytes of arrays. A copy takes 15 us for arrays of any size; conversion through Protobuf,
+as in Flower, takes 4 s for 100 MB.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from threading import RLock
 from typing import Any, cast
@@ -32,6 +33,7 @@ from fedlearn.flower.compat import (
     shallow_copy,
 )
 from fedlearn.flower.fast_array import FastArray
+from fedlearn.flower.node_waits import EndlessWait, WaitDetector
 
 FIRST_NODE_ID = SERVER + 1
 # seconds of client work for one call that pulls several responses, so that a caller can check its own deadline
@@ -48,13 +50,18 @@ class InProcessGrid(Grid):
         client_app: the ClientApp of a Flower app.
         num_nodes: number of nodes, >= 1. A node uses no memory before its first message.
         run_config: configuration that apps read from ``context.run_config``.
+        node_config: configuration of each node that apps read from ``context.node_config``, beside ``partition-id`` and
+            ``num-partitions``. In texts, ``{partition}`` becomes the number of the partition.
         available_partitions: partitions whose nodes are available; None: all, 0 to ``num_nodes - 1``.
+        on_endless_wait: function that is called, in any thread, if the app waits for nodes that cannot connect.
 
     Attributes:
         outcomes: number of messages that ended as ``response`` or ``error``.
         first_error: first error of a ClientApp, with its traceback; empty for none.
+        endless_wait: error of an app that waits for nodes that cannot connect; None for no such wait.
 
-    *Guarantees*: ``context.state`` of a node is kept between messages. If the ClientApp raises, the state is unchanged.
+    *Guarantees*: each message to a node is handled once, also if its response is never pulled, unless it expires.
+    ``context.state`` of a node is kept between messages. If the ClientApp raises, the state is unchanged.
     Each message has a response: from the ClientApp, or an error with the code and reason of Flower's own simulation.
     ``timeout`` and the time to live of a message bound the wait, except for a ClientApp that does not return. It cannot
     be interrupted.
@@ -69,11 +76,13 @@ class InProcessGrid(Grid):
         num_nodes: int,
         *,
         run_config: Mapping[str, Any] | None = None,
+        node_config: Mapping[str, Any] | None = None,
         available_partitions: Sequence[int] | None = None,
+        on_endless_wait: Callable[[], None] = lambda: None,
     ) -> None:
         require(is_count(num_nodes), "num_nodes", num_nodes, "a whole number >= 1", "num_nodes=10")
         self.client_app, self.num_nodes = client_app, num_nodes
-        self.run_config = dict(run_config or {})
+        self.run_config, self.node_config = dict(run_config or {}), dict(node_config or {})
         nodes = range(FIRST_NODE_ID, FIRST_NODE_ID + num_nodes)
         self.nodes: Sequence[int] = (
             nodes if available_partitions is None else [FIRST_NODE_ID + partition for partition in available_partitions]
@@ -82,10 +91,14 @@ class InProcessGrid(Grid):
         self.first_error = ""
         self._run = empty_run()
         self._ids = count(1)
-        self._sent: dict[str, Message] = {}
+        self._sent: dict[str, Message] = {}  # messages whose responses were not pulled yet
+        self._queues: dict[int, deque[str]] = {}  # node -> ids of messages that were not handled yet, the oldest first
         self._responses: dict[str, Message] = {}
         self._contexts: dict[int, Context] = {}
         self._lock = RLock()
+        self._on_endless_wait = on_endless_wait
+        self._waits = WaitDetector(len(self.nodes))
+        self.endless_wait: EndlessWait | None = None
         identify_as_server()
 
     def set_run(self, run: Any) -> None:
@@ -104,7 +117,17 @@ class InProcessGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the ids of the available nodes: 2 for partition 0, 3 for partition 1, and so on."""
+        """Return the ids of the available nodes: 2 for partition 0, 3 for partition 1, and so on.
+
+        Raises:
+            EndlessWait: the app waits for more nodes than there are.
+        """
+        try:
+            self._waits.note_request_for_nodes()
+        except EndlessWait as error:
+            self.endless_wait = error
+            self._on_endless_wait()
+            raise
         return self.nodes
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -116,6 +139,7 @@ class InProcessGrid(Grid):
             ValueError: a message is a response, or has no time to live.
         """
         ids = []
+        self._waits.note_message()
         for message in messages:
             metadata = message.metadata
             if metadata.dst_node_id not in self.nodes:
@@ -125,7 +149,9 @@ class InProcessGrid(Grid):
                 raise ValueError(f"not a message to a node, expected no reply_to_message_id and a ttl > 0: {message}")
             number = str(next(self._ids))
             set_message_id(message, number)
-            self._sent[number] = detached_copy(message)
+            with self._lock:
+                self._sent[number] = detached_copy(message)
+                self._queues.setdefault(metadata.dst_node_id, deque()).append(number)
             ids.append(number)
         return ids
 
@@ -149,20 +175,39 @@ class InProcessGrid(Grid):
         return self._pull(self.push_messages(messages), end_time=end_time)
 
     def _pull(self, message_ids: Iterable[str], *, end_time: float) -> list[Message]:
+        self._waits.note_message()
         responses: list[Message] = []
+        num_handled = 0
         for number in dict.fromkeys(message_ids):
+            while self._is_waiting(number) and not (num_handled and time.monotonic() >= end_time):
+                num_handled += self._handle_oldest(self._sent[number].metadata.dst_node_id)
             with self._lock:
-                if number in self._sent and number not in self._responses:
-                    if responses and time.monotonic() >= end_time:
-                        continue
-                    self._handle(self._sent[number])
-                responses.append(self._take_response(number))
+                if not self._is_waiting(number):
+                    responses.append(self._take_response(number))
         return responses
+
+    def _is_waiting(self, number: str) -> bool:
+        """Return whether the node of a message has not handled it yet."""
+        message = self._sent.get(number)
+        return message is not None and number in self._queues.get(message.metadata.dst_node_id, ())
+
+    def handle_all(self) -> None:
+        """Handle the messages whose responses were not pulled. Call it when the ServerApp has ended."""
+        while waiting := [node for node, queue in self._queues.items() if queue]:
+            self._handle_oldest(min(waiting, key=lambda node: int(self._queues[node][0])))
+
+    def _handle_oldest(self, node: int) -> bool:
+        """Handle the oldest message of a node. Return whether the ClientApp ran."""
+        with self._lock:
+            queue = self._queues[node]
+            message = self._sent.get(queue.popleft()) if queue else None
+            if message is None or _is_expired(message):
+                return False
+            self._handle(message)
+            return True
 
     def _handle(self, message: Message) -> None:
         """Run the ClientApp for a message, and keep its response or error."""
-        if _is_expired(message):
-            return
         number, node = message.metadata.message_id, message.metadata.dst_node_id
         context = _copy_context(self._contexts.get(node) or self._new_context(node))
         try:
@@ -171,9 +216,9 @@ class InProcessGrid(Grid):
                 raise ValueError("the ClientApp changed context.run_config, expected no change")
             self._contexts[node] = context
             self.outcomes["response"] += 1
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # an exit of a ClientApp ends this message only
             self.first_error = self.first_error or traceback.format_exc()
-            log.error("node %d: %s", node, error, exc_info=error)
+            log.error("node %d: %s", node, error)
             code = CLIENT_APP_RAISED_EXCEPTION if isinstance(error, client_app_error()) else UNKNOWN_ERROR
             response = Message(Error(code=code, reason=f"{type(error)}:<'{error}'>"), reply_to=message)
             self.outcomes["error"] += 1
@@ -201,10 +246,18 @@ class InProcessGrid(Grid):
         return Context(
             run_id=self._run.run_id,
             node_id=node,
-            node_config={"partition-id": node - FIRST_NODE_ID, "num-partitions": self.num_nodes},
+            node_config=self._node_config(node - FIRST_NODE_ID),
             state=RecordDict(),
             run_config=dict(self.run_config),
         )
+
+    def _node_config(self, partition: int) -> dict[str, Any]:
+        """Return the configuration of a node."""
+        chosen = {
+            name: value.replace("{partition}", str(partition)) if isinstance(value, str) else value
+            for name, value in self.node_config.items()
+        }
+        return {"partition-id": partition, "num-partitions": self.num_nodes, **chosen}
 
 
 def detached_copy(message: Message) -> Message:
@@ -242,7 +295,7 @@ def _call_client_app(client_app: ClientApp, message: Message, context: Context) 
     """Return the response of the ClientApp; report its exceptions as Flower's simulation does."""
     try:
         response = client_app(message=message, context=context)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise client_app_error()(str(error)) from error
     if not isinstance(response, Message):
         raise client_app_error()(f"the ClientApp returned {type(response).__name__}, expected a Message")

@@ -1,7 +1,12 @@
 """Run a Flower app in this process, without Ray: ``python -m fedlearn.flower.run path/to/app num_nodes=100``.
 
-The settings after the path are ``num_nodes`` (default 2, as in Flower) and the settings of the app in
-``[tool.flwr.app.config]``, with dots for nested names: ``num-server-rounds=3 model.width=32``.
+The settings after the path are:
+
+- ``num_nodes``: number of nodes; default ``options.num-supernodes`` of the app's federation, or 2, as in Flower;
+- ``node_config.NAME``: configuration of each node, e.g. ``node_config.dataset-path=parts/{partition}``;
+- ``federation``: name of a federation of the app;
+- ``max_failures``: share of messages that may end with an error, default 0;
+- settings in ``[tool.flwr.app.config]``, with dots for nested names: ``num-server-rounds=3 model.width=32``.
 """
 
 from __future__ import annotations
@@ -13,11 +18,21 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fedlearn.core.command_line import DONE, FAILED, command_parser, run_command, take_settings
-from fedlearn.errors import FedlearnError, MissingExtra, SettingError, did_you_mean, is_count, require
+from fedlearn.core.command_line import DONE, FAILED, command_parser, run_command
+from fedlearn.errors import FedlearnError, MissingExtra, SettingError, did_you_mean
+from fedlearn.flower.app_settings import (
+    DEFAULT_NUM_NODES,
+    USAGE,
+    Federation,
+    RunSettings,
+    flatten,
+    parse_settings,
+    read_federation,
+)
 
 try:
     from flwr.app import Context, RecordDict
@@ -25,11 +40,11 @@ try:
     from flwr.serverapp import ServerApp
 
     from fedlearn.flower.in_process_grid import InProcessGrid
+    from fedlearn.flower.node_waits import interrupt_main_thread
 except ImportError as missing:
     raise MissingExtra("running a Flower app", "flower") from missing
 
-DEFAULT_NUM_NODES = 2  # as in Flower
-USAGE = "python -m fedlearn.flower.run path/to/app num_nodes=100"
+PARTLY_FAILED = 4  # exit code: the app ended, and some messages ended with an error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,23 +54,27 @@ class FlowerApp:
     Attributes:
         server, client: components of the app.
         config: run configuration, with nested names joined by dots.
+        federation: its federation.
     """
 
     server: ServerApp
     client: ClientApp
     config: Mapping[str, Any]
+    federation: Federation = Federation()  # noqa: RUF009 - frozen
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        0: done; 2: the app or a setting cannot be used; 3: the app failed; 130: stopped by a signal.
+        0: done; 2: the app or a setting cannot be used; 3: the app failed, or all messages ended with an error;
+        4: the app ended, and more messages ended with an error than ``max_failures`` allows; 130: stopped by a signal.
     """
     parser = command_parser(
         "fedlearn.flower.run",
         "Run a Flower app in this process, without Ray.",
-        epilog="settings: num_nodes=100, and the settings of the app, e.g. num-server-rounds=3",
+        epilog="settings: num_nodes=100, node_config.NAME=VALUE, federation=NAME, max_failures=0.5, and settings of "
+        "the app, e.g. num-server-rounds=3\nexit codes: 0 done; 2 wrong setting; 3 failed; 4 some messages failed",
     )
     parser.add_argument("folder", type=Path, metavar="APP", help="folder of the app, with its pyproject.toml")
     parser.add_argument("settings", nargs="*", default=[], metavar="setting=value", help="e.g. num_nodes=100")
@@ -64,46 +83,64 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_app(folder: Path, settings: Sequence[str]) -> int:
     """Run the app of a folder; return the exit code."""
-    num_nodes, changes = parse_settings(settings)
-    return run(load_app(folder, changes), num_nodes)
+    chosen = parse_settings(settings)
+    app = load_app(folder, chosen.app, federation=chosen.federation)
+    if app.federation.unused:
+        sys.stderr.write(f"federation: no effect in this process: {', '.join(app.federation.unused)}\n")
+    return run(app, chosen.num_nodes or app.federation.num_nodes or DEFAULT_NUM_NODES, chosen)
 
 
-def run(app: FlowerApp, num_nodes: int) -> int:
+def run(app: FlowerApp, num_nodes: int, settings: RunSettings | None = None) -> int:
     """Run an app, print its outcome, and return the exit code.
 
     Args:
         app: the app.
         num_nodes: number of nodes, >= 1.
+        settings: configuration of nodes, and accepted failures; None for the defaults.
 
     Raises:
         SettingError: ``num_nodes`` is out of range.
+        EndlessWait: the app waits for more nodes.
     """
-    grid = InProcessGrid(app.client, num_nodes, run_config=app.config)
+    settings = settings or RunSettings()
+    grid = InProcessGrid(
+        app.client,
+        num_nodes,
+        run_config=app.config,
+        node_config=settings.node_config,
+        on_endless_wait=interrupt_main_thread,  # it may wait for another thread that looks for nodes
+    )
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=dict(app.config))
     start = time.perf_counter()
     try:
         app.server(grid=grid, context=context)
+        grid.handle_all()
         code = DONE
-    except Exception:
+    except (Exception, KeyboardInterrupt) as error:
+        if grid.endless_wait:
+            raise grid.endless_wait from None
+        if isinstance(error, KeyboardInterrupt):
+            raise
         traceback.print_exc()
         code = FAILED
     responses, errors = grid.outcomes["response"], grid.outcomes["error"]
-    if errors and not responses:
-        code = FAILED
+    if code == DONE and errors > settings.max_failures * (responses + errors):
+        code = PARTLY_FAILED if responses else FAILED
     if grid.first_error:
         sys.stderr.write(f"first error of a ClientApp:\n{grid.first_error}")
-    outcome = "done" if code == DONE else "failed"
+    outcome = {DONE: "done", PARTLY_FAILED: "done, but some messages failed"}.get(code, "failed")
     seconds = time.perf_counter() - start
     sys.stderr.write(f"{outcome} in {seconds:.2f} s: {num_nodes} nodes, {responses} responses, {errors} errors\n")
     return code
 
 
-def load_app(folder: Path, overrides: Mapping[str, Any] | None = None) -> FlowerApp:
+def load_app(folder: Path, overrides: Mapping[str, Any] | None = None, *, federation: str = "") -> FlowerApp:
     """Load the app in a folder, with some settings changed.
 
     Args:
         folder: folder of the app, with its pyproject.toml.
         overrides: new values of settings, by name.
+        federation: name of a federation of the app; empty for its default.
 
     Raises:
         FedlearnError: the folder has no app, its pyproject.toml lacks a required entry, or a component cannot be
@@ -115,7 +152,8 @@ def load_app(folder: Path, overrides: Mapping[str, Any] | None = None) -> Flower
         reason = "the folder has no pyproject.toml" if folder.is_dir() else "there is no such folder"
         raise FedlearnError(f"{folder} is not a Flower app: {reason}\n  try       {USAGE}")
     try:
-        description = tomllib.loads(project.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]
+        flwr = tomllib.loads(project.read_text(encoding="utf-8"))["tool"]["flwr"]
+        description = flwr["app"]
         server, client = (description["components"][name] for name in ("serverapp", "clientapp"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise FedlearnError(f"{project} cannot be read: {error}") from error
@@ -123,21 +161,25 @@ def load_app(folder: Path, overrides: Mapping[str, Any] | None = None) -> Flower
         needs = "[tool.flwr.app.components] with serverapp and clientapp"
         raise FedlearnError(f"{project} describes no Flower app: it lacks {error}\n  expected  {needs}") from error
     config = apply_overrides(flatten(description.get("config", {})), overrides or {})
+    chosen = read_federation(flwr, federation)
     sys.path.insert(0, str(project.parent))
+    target = str(description.get("flwr-version-target", ""))
     return FlowerApp(
-        server=load_component(server, ServerApp, project),
-        client=load_component(client, ClientApp, project),
+        server=load_component(server, ServerApp, project, target),
+        client=load_component(client, ClientApp, project, target),
         config=config,
+        federation=chosen,
     )
 
 
-def load_component(reference: str, kind: type[Any], project: Path) -> Any:
+def load_component(reference: str, kind: type[Any], project: Path, target: str = "") -> Any:
     """Import the component at ``module:attribute``.
 
     Args:
         reference: ``module:attribute``.
         kind: expected class.
         project: pyproject.toml of the app, for messages.
+        target: version of Flower for which the app was written, for messages; empty if unknown.
 
     Raises:
         FedlearnError: the component cannot be imported, or is of another class.
@@ -150,41 +192,12 @@ def load_component(reference: str, kind: type[Any], project: Path) -> Any:
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__}: {error}\n  in        {place.filename}, line {place.lineno}"
+        if target and target != version("flwr") and isinstance(error, ImportError):
+            reason += f"\n  because   the app was written for flwr {target}; installed is flwr {version('flwr')}"
         raise FedlearnError(f"{reference} of {project} cannot be imported: {reason}") from error
     if not isinstance(component, kind):
         raise FedlearnError(f"{reference} of {project} is a {type(component).__name__}, expected a {kind.__name__}")
     return component
-
-
-def parse_settings(overrides: Sequence[str]) -> tuple[int, dict[str, Any]]:
-    """Parse settings into ``num_nodes`` and the settings of the app. Values are TOML or plain text.
-
-    Args:
-        overrides: settings as typed, ``key=value``.
-
-    Raises:
-        SettingError: a setting has no ``=``, or ``num_nodes`` is out of range.
-    """
-    command_settings, app_overrides = take_settings(overrides, {"num_nodes": DEFAULT_NUM_NODES})
-    num_nodes = command_settings.get("num_nodes", DEFAULT_NUM_NODES)
-    require(is_count(num_nodes), "num_nodes", num_nodes, "a whole number >= 1", "num_nodes=10")
-    app_settings: dict[str, Any] = {}
-    for override in app_overrides:
-        key, equals, text = override.partition("=")
-        require(bool(key and equals), override, "not a setting", "key=value", USAGE)
-        try:
-            app_settings[key] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            app_settings[key] = text
-    return num_nodes, app_settings
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested tables into one, with names joined by dots."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
 
 
 def apply_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
