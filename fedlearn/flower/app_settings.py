@@ -69,7 +69,7 @@ def parse_settings(settings: Sequence[str]) -> RunSettings:
     node_config = {name.removeprefix(NODE_CONFIG): value for name, value in map(_parse, node_words)}
     for name in FIXED_NODE_CONFIG:
         expected = "another name, because each node has its own number"
-        fix = "node_config.dataset-path=parts/{partition}"
+        fix = "node_config.dataset-path=parts"
         require(name not in node_config, f"{NODE_CONFIG}{name}", node_config.get(name), expected, fix)
     return RunSettings(
         num_nodes=num_nodes,

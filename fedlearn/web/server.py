@@ -54,7 +54,7 @@ def listen(host: str, port: int, option: str = "--port") -> socket.socket:
         PortError: the port cannot be used.
     """
     if not 0 <= port < 65536:
-        raise PortError(f"{option} is {port}\n  expected  0 to 65535; 0 takes a free port\n  try       {option} 0")
+        raise PortError(f"{option} is {port}\n  expected  0 to 65535; 0 takes a free port\n  advice    {option} 0")
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -62,7 +62,7 @@ def listen(host: str, port: int, option: str = "--port") -> socket.socket:
     except OSError as error:
         listener.close()
         problem = f"{option} {port} cannot be used at {host}: {error.strerror}"
-        raise PortError(f"{problem}\n  expected  a free port; 0 takes one\n  try       {option} 0") from error
+        raise PortError(f"{problem}\n  expected  a free port; 0 takes one\n  advice    {option} 0") from error
     return listener
 
 

@@ -45,8 +45,8 @@ def test_another_version_is_refused_with_one_command_to_try(monkeypatch, install
         compat.identify_as_server()
     assert str(refused.value) == (
         f"flwr {installed} does not work with this version of fedlearn\n"
-        "  expected  flwr>=1.41,<1.43; tried with 1.41.0\n"
-        '  try       pip install "flwr==1.41.0"'
+        "  expected  flwr>=1.41,<1.43; tried with 1.41.0, 1.42.0\n"
+        '  try       pip install "flwr==1.42.0"'
     )
 
 
