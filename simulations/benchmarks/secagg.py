@@ -1,4 +1,4 @@
-"""``python -m simulations.benchmarks.secagg``: measure time and traffic of a round of secure aggregation.
+"""``python -m simulations.benchmarks.secagg``: measure processor time and traffic of a round of secure aggregation.
 
 Shapes: D numbers in a vector.
 """
@@ -44,8 +44,8 @@ class Costs:
     """Costs of a round.
 
     Attributes:
-        client: seconds of each client, by stage.
-        server: seconds of the server, by stage.
+        client: processor seconds of each client, by stage.
+        server: processor seconds of the server, by stage.
         up: bytes that each client sends, by stage.
         down: bytes that each client receives, by stage.
     """
@@ -173,9 +173,9 @@ def _read(overrides: Sequence[str]) -> dict[str, int]:
 
 @contextmanager
 def _timed(seconds: list[float]) -> Iterator[None]:
-    began = time.perf_counter()
+    began = time.process_time()
     yield
-    seconds.append(time.perf_counter() - began)
+    seconds.append(time.process_time() - began)
 
 
 if __name__ == "__main__":

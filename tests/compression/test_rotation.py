@@ -48,7 +48,7 @@ def test_blocks_have_different_signs_in_each_chunk_and_each_rotation():
 
 
 def test_decoded_values_have_the_same_bits_on_all_machines_and_with_any_number_of_threads(monkeypatch):
-    """A node continues with the value that it decodes, and the coordinator decodes the same bytes."""
+    """Check a pinned digest: a node continues with its decoded value, and the coordinator decodes the same bytes."""
     layout, levels = Layout.from_shapes([("w", (300_000,))]), np.random.default_rng(0).integers(0, 256, 37_888)
     scales = np.linspace(0.5, 2.0, 74, dtype="<f4").tobytes()
     payload = scales + b"\x00" + levels.astype(np.uint8).tobytes()

@@ -314,6 +314,20 @@ MUTANTS: tuple[Mutant, ...] = (
         REFUSALS + "test_keys_that_someone_in_between_put_in_place_of_a_clients_are_refused",
     ),
     fault(
+        "secagg: a kept signature is valid for other messages",
+        CRYPTO,
+        "len(signature).to_bytes(8), signature, message])",
+        "len(signature).to_bytes(8), signature])",
+        REFUSALS + "test_a_verified_signature_is_valid_for_its_key_and_its_message_only",
+    ),
+    fault(
+        "secagg: shares have no random coefficients",
+        "fedlearn/privacy/secagg/shamir.py",
+        "random = os.urandom(SECRET_BYTES * (threshold - 1) * len(secrets))",
+        "random = bytes(SECRET_BYTES * (threshold - 1) * len(secrets))",
+        SECAGG + "test_shamir.py",
+    ),
+    fault(
         "secagg: an earlier round of a run is accepted",
         CLIENT,
         'reject_if(same_run and session.round < state.round, f"round {session.round} after round {state.round}")',
@@ -365,7 +379,7 @@ MUTANTS: tuple[Mutant, ...] = (
     fault(
         "secagg: keys of another session are accepted",
         CLIENT,
-        'reject_if(keys.session != crypto.digest(session), f"the keys of client {client} are of another session")',
+        'reject_if(keys.session != expected, f"the keys of client {client} are of another session")',
         "pass",
         REFUSALS + "test_keys_of_another_session_are_refused",
     ),
@@ -636,9 +650,24 @@ MUTANTS: tuple[Mutant, ...] = (
     fault(
         "evaluation: the evaluated model need not be trained",
         QUERIES,
-        "        if round == queries.round + 1 and queries.params and params != queries.params:\n",
+        "        if round == queries.round + 1 and queries.params and params not in (None, queries.params):\n",
         "        if False:\n",
         GATE + "test_a_run_that_trains_another_model_than_it_evaluated_is_closed",
+    ),
+    fault(
+        "training: a request may have models of single clients for any strategy",
+        "fedlearn/deploy/node_side/service.py",
+        "        if bool(order.client_models) != (strategy.aggregate.client_models is not None):\n",
+        "        if False:\n",
+        "tests/deploy/node_side/test_client_models.py",
+    ),
+    fault(
+        "fedala: the start of a private client depends on data without noise",
+        "fedlearn/loop/local_aggregation.py",
+        'require(dp is None, "local.example_dp", dp, expected, "strategy=fedavg")',
+        "pass",
+        "tests/strategies/test_personalization.py::"
+        "test_fedala_refuses_example_dp_because_its_start_depends_on_data_without_noise",
     ),
     fault(
         "evaluation: another scenario in the same run",

@@ -15,9 +15,10 @@ from dataclasses import replace
 from enum import IntEnum
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from fedlearn.privacy.secagg import crypto
-from fedlearn.privacy.secagg.crypto import SECRET_BYTES, Identity
+from fedlearn.privacy.secagg import crypto, shamir
+from fedlearn.privacy.secagg.crypto import Identity
 from fedlearn.privacy.secagg.errors import ProtocolError, reject_if
 from fedlearn.privacy.secagg.messages import (
     ClientState,
@@ -35,6 +36,7 @@ from fedlearn.privacy.secagg.messages import (
     encode,
     parties_of,
 )
+from fedlearn.privacy.secagg.shamir import SECRET_BYTES
 
 VectorProvider = Callable[[Session], np.ndarray]
 
@@ -177,10 +179,11 @@ class Client:
         reject_if(roster.keys.get(me) != self._state.roster[me], "the keys of this client were changed in transit")
         all_keys = verify_directory(session, roster.keys, self.registered)
         size, t = session.num_parties(session.clients), session.threshold
-        seed_shares = crypto.split(self._state.seed, threshold=t, num_shares=size)
-        key_shares = crypto.split(self._state.mask_secret, threshold=t, num_shares=size)
+        secrets = [self._state.seed, self._state.mask_secret]
+        seed_shares, key_shares = shamir.split(secrets, threshold=t, num_shares=size)
         both = {c: seed_shares[i - 1] + key_shares[i - 1] for c, i in session.share_indices().items()}
-        encrypted = {c: self._encrypt(keys, both[c]) for c, keys in all_keys.items() if c != me}
+        private = crypto.private_key(self._state.encryption_secret)
+        encrypted = {c: self._encrypt(private, keys, both[c]) for c, keys in all_keys.items() if c != me}
         self._state = replace(self._state, stage=ClientStage.SHARED, roster=roster.keys, shares={me: both[me]})
         return encode(EncryptedShares(session=roster.session, client=me, encrypted=encrypted))
 
@@ -194,14 +197,16 @@ class Client:
         reject_if(
             sharers < session.threshold, f"{sharers} parties have shared, fewer than threshold {session.threshold}"
         )
-        all_keys = {c: decode(data, PublicKeys) for c, data in self._state.roster.items()}
-        shares = {c: self._decrypt(all_keys[c], encrypted) for c, encrypted in inbox.encrypted.items()}
+        all_keys = {c: crypto.decode_keys(data) for c, data in self._state.roster.items()}
+        private = crypto.private_key(self._state.encryption_secret)
+        shares = {c: self._decrypt(private, all_keys[c], encrypted) for c, encrypted in inbox.encrypted.items()}
         if vector is None:
             raise ProtocolError("this client has no vector to mask")
         masked = _checked_copy(vector(session), session)
         crypto.add_mask(masked, crypto.self_mask_key(self._state.seed, inbox.session, me), sign=1)
+        private = crypto.private_key(self._state.mask_secret)
         for other in inbox.encrypted:
-            key = crypto.pairwise_mask_key(self._state.mask_secret, all_keys[other].mask_key, inbox.session, me, other)
+            key = crypto.pairwise_mask_key(private, all_keys[other].mask_key, inbox.session, me, other)
             crypto.add_mask(masked, key, sign=1 if me < other else -1)
         self._state = replace(
             self._state,
@@ -263,9 +268,10 @@ class Client:
         too_few = f"signatures of {size} parties under the survivors, fewer than threshold {session.threshold}"
         reject_if(size < session.threshold, too_few)
         shown = Survivors(session=opening.session, survivors=opening.survivors, dropped=opening.dropped)
+        statement = crypto.survivors_statement(shown)
         for client, signature in opening.signatures.items():
             signer = f"client {client} under the survivors"
-            crypto.verify(self.registered[client], signature, crypto.survivors_statement(shown), signer=signer)
+            crypto.verify(self.registered[client], signature, statement, signer=signer)
 
     def _at(self, stage: ClientStage, session: bytes) -> Session:
         """Return the session; raise `ProtocolError` if the message belongs to another session or stage."""
@@ -279,15 +285,13 @@ class Client:
         self._accept_session(current)  # a server could change registered keys and settings between two messages
         return current
 
-    def _encrypt(self, receiver: PublicKeys, shares: bytes) -> bytes:
+    def _encrypt(self, private: X25519PrivateKey, receiver: PublicKeys, shares: bytes) -> bytes:
         context = _context(receiver.session, self.identity.client, receiver.client)
-        return crypto.encrypt(
-            crypto.agree_key(self._state.encryption_secret, receiver.encryption_key, context), shares, context
-        )
+        return crypto.encrypt(crypto.agree_key(private, receiver.encryption_key, context), shares, context)
 
-    def _decrypt(self, sender: PublicKeys, encrypted: bytes) -> bytes:
+    def _decrypt(self, private: X25519PrivateKey, sender: PublicKeys, encrypted: bytes) -> bytes:
         context = _context(sender.session, sender.client, self.identity.client)
-        key = crypto.agree_key(self._state.encryption_secret, sender.encryption_key, context)
+        key = crypto.agree_key(private, sender.encryption_key, context)
         shares = crypto.decrypt(key, encrypted, context, sender=sender.client)
         reject_if(len(shares) != 2 * SECRET_BYTES, f"the shares from client {sender.client} have a wrong size")
         return shares
@@ -307,10 +311,11 @@ def verify_directory(
     reject_if(
         size < session.threshold, f"{size} parties have advertised keys, fewer than threshold {session.threshold}"
     )
-    all_keys: dict[int, PublicKeys] = {client: decode(data, PublicKeys) for client, data in directory.items()}
+    all_keys = {client: crypto.decode_keys(data) for client, data in directory.items()}
+    expected = crypto.digest(session)
     for client, keys in all_keys.items():
         reject_if(keys.client != client, f"the keys of client {keys.client} are shown as those of client {client}")
-        reject_if(keys.session != crypto.digest(session), f"the keys of client {client} are of another session")
+        reject_if(keys.session != expected, f"the keys of client {client} are of another session")
         crypto.verify_keys(keys, registered)
     public = [key for keys in all_keys.values() for key in (keys.encryption_key, keys.mask_key)]
     reject_if(len(set(public)) < len(public), "a public key appears twice")

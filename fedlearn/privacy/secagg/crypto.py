@@ -1,8 +1,8 @@
-"""Cryptography of the protocol; the packages `cryptography` and PyCryptodome provide all primitives.
+"""Cryptography of the protocol; the package `cryptography` provides all primitives but Shamir's scheme.
 
 - X25519 for key agreement, HKDF-SHA256 for derived keys, Ed25519 for signatures.
 - ChaCha20-Poly1305 for encrypted shares, AES-256 in counter mode for masks.
-- Shamir's scheme over GF(2^128) for shares of 16-byte secrets.
+- Shamir's scheme over GF(2^128) for shares of 16-byte secrets, see `fedlearn.privacy.secagg.shamir`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from hashlib import sha256
 
 import numpy as np
-from Crypto.Protocol.SecretSharing import Shamir
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -22,10 +23,14 @@ from cryptography.hazmat.primitives.hashes import SHA256, Hash
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedlearn.privacy.secagg.errors import ProtocolError, reject_if
-from fedlearn.privacy.secagg.messages import VERSION, PublicKeys, Session, Survivors, encode
+from fedlearn.privacy.secagg.messages import VERSION, PublicKeys, Session, Survivors, decode, encode
+from fedlearn.privacy.secagg.shamir import SECRET_BYTES
 
-SECRET_BYTES = 16  # size of secrets of Shamir's scheme in PyCryptodome; X25519 has a strength of 128 bits too
-CHUNK_BYTES = 1 << 20  # bytes of key stream at a time, which fit the cache
+CHUNK_BYTES = 1 << 19  # bytes of key stream at a time, which fit the cache
+ZEROS = memoryview(bytes(CHUNK_BYTES))
+BLOCK_BYTES = 16  # block of AES
+MAX_CACHED = 2**14  # verified signatures and decoded keys that are kept; each has less than 1 kB
+MAX_KEY_BYTES = 512  # bytes of encoded public keys, which have about 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +55,54 @@ class Identity:
 
 
 def verify(public_key: bytes, signature: bytes, message: bytes, *, signer: str) -> None:
-    """Raise `ProtocolError` unless the key signed the message."""
+    """Raise `ProtocolError` unless the key signed the message.
+
+    All clients of a process verify the same signatures. So the digests of valid ones are kept.
+    """
+    known = sha256(b"".join([len(public_key).to_bytes(8), public_key, len(signature).to_bytes(8), signature, message]))
+    if known.digest() in _verified:
+        return
     try:
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
     except (InvalidSignature, ValueError):
         raise ProtocolError(f"the signature of {signer} is not valid") from None
+    if len(_verified) >= MAX_CACHED:
+        _verified.clear()
+    _verified.add(known.digest())
+
+
+_verified: set[bytes] = set()  # digests of public keys with their valid signatures and messages
 
 
 def verify_keys(keys: PublicKeys, registered: Mapping[int, bytes]) -> None:
     """Raise `ProtocolError` unless the registered identity of their client signed the keys."""
     reject_if(keys.client not in registered, f"no identity is registered for client {keys.client}")
-    unsigned = encode(replace(keys, signature=b""))
-    verify(registered[keys.client], keys.signature, unsigned, signer=f"client {keys.client} under its keys")
+    sizes = map(len, (keys.session, keys.encryption_key, keys.mask_key, keys.signature))
+    reject_if(sum(sizes) > MAX_KEY_BYTES, f"the keys of client {keys.client} have a wrong size")
+    signer = f"client {keys.client} under its keys"
+    verify(registered[keys.client], keys.signature, _unsigned_bytes(keys), signer=signer)
+
+
+@lru_cache(maxsize=MAX_CACHED)
+def _unsigned_bytes(keys: PublicKeys) -> bytes:
+    """Return the bytes that the client of these keys signs."""
+    return encode(replace(keys, signature=b""))
+
+
+def decode_keys(data: bytes) -> PublicKeys:
+    """Return the public keys that the bytes encode.
+
+    Raises:
+        ProtocolError: The bytes are not the canonical encoding of public keys.
+    """
+    reject_if(len(data) > MAX_KEY_BYTES, f"public keys have {len(data)} bytes, expected at most {MAX_KEY_BYTES}")
+    return _decode_keys(data)
+
+
+@lru_cache(maxsize=MAX_CACHED)  # all clients of a process read the same keys; an error is not kept
+def _decode_keys(data: bytes) -> PublicKeys:
+    keys: PublicKeys = decode(data, PublicKeys)
+    return keys
 
 
 def survivors_statement(survivors: Survivors) -> bytes:
@@ -83,7 +124,7 @@ def generate_secret() -> bytes:
 
 def derive_public_key(secret: bytes) -> bytes:
     """Return the X25519 public key of a 16-byte secret."""
-    return _private(secret).public_key().public_bytes_raw()
+    return private_key(secret).public_key().public_bytes_raw()
 
 
 def derive(secret: bytes, *purpose: bytes | int) -> bytes:
@@ -93,10 +134,15 @@ def derive(secret: bytes, *purpose: bytes | int) -> bytes:
     return HKDF(algorithm=SHA256(), length=32, salt=None, info=info).derive(secret)
 
 
-def agree_key(secret: bytes, public_key: bytes, *purpose: bytes | int) -> bytes:
+def private_key(secret: bytes) -> X25519PrivateKey:
+    """Return the X25519 private key of a 16-byte secret. A client uses it for all peers of one message."""
+    return X25519PrivateKey.from_private_bytes(derive(secret, b"x25519"))
+
+
+def agree_key(private: X25519PrivateKey, public_key: bytes, *purpose: bytes | int) -> bytes:
     """Return the key that the holders of both secrets share, for one purpose."""
     try:
-        return derive(_private(secret).exchange(X25519PublicKey.from_public_bytes(public_key)), *purpose)
+        return derive(private.exchange(X25519PublicKey.from_public_bytes(public_key)), *purpose)
     except ValueError:
         raise ProtocolError("a public key is not a valid X25519 key, or has low order") from None
 
@@ -117,20 +163,9 @@ def decrypt(key: bytes, ciphertext: bytes, context: bytes, *, sender: int) -> by
         ) from None
 
 
-def split(secret: bytes, *, threshold: int, num_shares: int) -> list[bytes]:
-    """Return shares of a 16-byte secret, at points 1, 2, ...; any ``threshold`` of them determine it."""
-    return [share for _, share in Shamir.split(threshold, num_shares, secret, False)]
-
-
-def combine(shares: Mapping[int, bytes], *, threshold: int) -> bytes:
-    """Return the secret of at least ``threshold`` shares (point -> share)."""
-    assert len(shares) >= threshold
-    return bytes(Shamir.combine(list(shares.items())[:threshold], False))
-
-
-def pairwise_mask_key(secret: bytes, public_key: bytes, session: bytes, client: int, peer: int) -> bytes:
+def pairwise_mask_key(private: X25519PrivateKey, public_key: bytes, session: bytes, client: int, peer: int) -> bytes:
     """Return the key of the mask between two clients; both compute the same key."""
-    return agree_key(secret, public_key, b"mask", session, min(client, peer), max(client, peer))
+    return agree_key(private, public_key, b"mask", session, min(client, peer), max(client, peer))
 
 
 def self_mask_key(seed: bytes, session: bytes, client: int) -> bytes:
@@ -143,13 +178,11 @@ def add_mask(vector: np.ndarray, key: bytes, *, sign: int) -> None:
 
     The mask is AES-256's key stream in counter mode from zero, read as little-endian integers. A key serves one mask.
     """
-    stream = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
+    stream = Cipher(algorithms.AES256(key), modes.CTR(bytes(BLOCK_BYTES))).encryptor()
     add = np.add if sign > 0 else np.subtract
+    key_stream = bytearray(min(CHUNK_BYTES, vector.nbytes) + BLOCK_BYTES)
     per_chunk = CHUNK_BYTES // vector.itemsize
     for start in range(0, len(vector), per_chunk):
         part = vector[start : start + per_chunk]
-        add(part, np.frombuffer(stream.update(bytes(part.nbytes)), vector.dtype), out=part)
-
-
-def _private(secret: bytes) -> X25519PrivateKey:
-    return X25519PrivateKey.from_private_bytes(derive(secret, b"x25519"))
+        stream.update_into(ZEROS[: part.nbytes], key_stream)
+        add(part, np.frombuffer(key_stream, vector.dtype, len(part)), out=part)

@@ -26,8 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from fedlearn.privacy.secagg import crypto
-from fedlearn.privacy.secagg.crypto import SECRET_BYTES
+from fedlearn.privacy.secagg import crypto, shamir
 from fedlearn.privacy.secagg.errors import SecAggAborted, reject_if
 from fedlearn.privacy.secagg.messages import (
     Confirmation,
@@ -43,6 +42,7 @@ from fedlearn.privacy.secagg.messages import (
     decode,
     encode,
 )
+from fedlearn.privacy.secagg.shamir import SECRET_BYTES
 
 
 class ServerStage(IntEnum):
@@ -94,6 +94,7 @@ class Server:
         self._responses: dict[int, Any] = {}
         self._roster: dict[int, PublicKeys] = {}
         self._sum = np.zeros(session.length, session.dtype)
+        self._check_key = crypto.private_key(crypto.generate_secret())
 
     def start(self) -> dict[int, bytes]:
         """Return the first messages: client -> message."""
@@ -147,7 +148,7 @@ class Server:
             "a public key appears twice",
         )
         for key in (keys.encryption_key, keys.mask_key):  # an invalid key would make all other clients refuse
-            crypto.agree_key(crypto.generate_secret(), key, b"check")
+            crypto.agree_key(self._check_key, key, b"check")
         return keys
 
     def _accept_shares(self, shares: EncryptedShares) -> EncryptedShares:
@@ -226,14 +227,15 @@ class Server:
         """Remove the masks between a dropped client and each survivor from the sum."""
         if crypto.derive_public_key(secret) != self._roster[dropout].mask_key:
             raise self._abort(f"the shares for client {dropout} do not give the secret of its key")
+        private = crypto.private_key(secret)
         for client in self.survivors:
-            key = crypto.pairwise_mask_key(secret, self._roster[client].mask_key, self._digest, dropout, client)
+            key = crypto.pairwise_mask_key(private, self._roster[client].mask_key, self._digest, dropout, client)
             crypto.add_mask(self._sum, key, sign=-1 if client < dropout else 1)
 
     def _reconstruct(self, client: int, responses: Mapping[int, UnmaskShares], which: str) -> bytes:
         index = self._share_index
         shares = {index[holder]: getattr(reveal, which)[client] for holder, reveal in responses.items()}
-        return crypto.combine(shares, threshold=self.session.threshold)
+        return shamir.combine(shares, threshold=self.session.threshold)
 
 
 _ACCEPT: Mapping[ServerStage, Any] = {

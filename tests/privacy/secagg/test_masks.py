@@ -58,7 +58,9 @@ def test_a_vector_that_arrives_after_its_client_was_declared_dropped_stays_maske
     secret = server._reconstruct(0, opened, "key_shares")
     upload_D = np.frombuffer(decode(recorded.responses[0][ServerStage.MASK, 0], MaskedVector).vector, np.uint32).copy()
     for peer in (1, 2, 3):
-        key = crypto.pairwise_mask_key(secret, server._roster[peer].mask_key, server._digest, 0, peer)
+        key = crypto.pairwise_mask_key(
+            crypto.private_key(secret), server._roster[peer].mask_key, server._digest, 0, peer
+        )
         crypto.add_mask(upload_D, key, sign=-1)
     assert not np.any(upload_D == VECTORS[0])
     seed = recorded.states[0][ServerStage.MASK, 0].seed

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("Crypto", reason="secure aggregation needs the extra privacy")
-from fedlearn.privacy.secagg import in_memory
+from fedlearn.privacy.secagg import crypto, in_memory
 from fedlearn.privacy.secagg.client import Client
 from fedlearn.privacy.secagg.crypto import Identity, derive_public_key, digest, generate_secret
 from fedlearn.privacy.secagg.errors import ProtocolError
@@ -354,3 +354,38 @@ def test_bytes_that_are_no_message_are_refused(damage):
     with pytest.raises(ProtocolError):
         attack.clients[0].respond(damage(attack.requests[0]))
     assert attack.clients[0].state == before
+
+
+def test_a_verified_signature_is_valid_for_its_key_and_its_message_only():
+    """Check each part of a signature that the process keeps as valid."""
+    identity, other = Identity(0), Identity(1)
+    signature = identity.sign(b"message")
+    for _ in range(2):  # the second call finds the kept signature
+        crypto.verify(identity.public_key, signature, b"message", signer="client 0")
+    wrong = [
+        (identity.public_key, signature, b"messagf"),
+        (other.public_key, signature, b"message"),
+        (identity.public_key, other.sign(b"message"), b"message"),
+        (identity.public_key, signature + b"m", b"essage"),
+        (identity.public_key + signature[:1], signature[1:], b"message"),
+    ]
+    for arguments in wrong * 2:
+        with pytest.raises(ProtocolError, match="not valid"):
+            crypto.verify(*arguments, signer="client 0")
+
+
+def test_kept_signatures_and_keys_need_limited_memory(monkeypatch):
+    monkeypatch.setattr(crypto, "MAX_CACHED", 3)
+    identity = Identity(0)
+    for number in range(9):
+        message = bytes([number])
+        crypto.verify(identity.public_key, identity.sign(message), message, signer="client 0")
+    assert len(crypto._verified) <= 3
+    attack = Round(ServerStage.SHARE)
+    roster = decode(attack.requests[0], KeyDirectory)
+    keys = replace(decode(roster.keys[1], PublicKeys), signature=bytes(crypto.MAX_KEY_BYTES))
+    attack.refuses(replace(roster, keys={**roster.keys, 1: encode(keys)}), "expected at most")
+    honest = Round()
+    keys = decode(honest.respond(0), PublicKeys)
+    with pytest.raises(ProtocolError, match="wrong size"):
+        honest.server.add(0, encode(replace(keys, signature=bytes(crypto.MAX_KEY_BYTES))))
