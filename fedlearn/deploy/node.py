@@ -99,6 +99,7 @@ def _serve(node: Node) -> None:
             Watch("the messenger", lambda: read_problem(node.state, "messenger"), messenger),
             Watch("the connection to the coordinator", lambda: read_problem(node.state, "coordinator")),
         ]
+        signal.signal(signal.SIGHUP, lambda *_: _pass_on(signal.SIGHUP, trainer))
         is_joined = False
         while True:
             if messenger.exit_code == NOT_ADMITTED:
@@ -122,6 +123,12 @@ def _start_metrics(node: Node, children: Sequence[Child]) -> str:
     # with a trainer of another user, this process may not read the audit log
     client_states = _client_states_folder(node.state) if node.trainer_args is not None else None
     return f"{start_metrics(node.metrics_port, node.state, children, client_states)}\n"
+
+
+def _pass_on(number: int, child: Child | None) -> None:
+    """Send a signal to a process, e.g. SIGHUP, after which the trainer reads its policy again."""
+    if child is not None and child.process is not None and child.exit_code is None:
+        child.process.send_signal(number)
 
 
 def _wait_for_coordinator(node: Node) -> None:

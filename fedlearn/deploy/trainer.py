@@ -13,8 +13,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,10 @@ from fedlearn.core.plain_text import PlainFormatter
 from fedlearn.core.version import VERSION
 from fedlearn.deploy.config_file import add_config_option
 from fedlearn.deploy.node_side.client_states import ClientStates
+from fedlearn.deploy.node_side.data_files import record_opened_files
 from fedlearn.deploy.node_side.experiment import NodeConfig
 from fedlearn.deploy.node_side.masking_keys import read_masking_keys
-from fedlearn.deploy.node_side.policy import read_policy
+from fedlearn.deploy.node_side.policy_file import PolicyFile
 from fedlearn.deploy.node_side.service import NodeService
 from fedlearn.deploy.node_side.trainer_client import split_chunks
 from fedlearn.errors import FedlearnError, SettingError, require
@@ -43,20 +45,23 @@ GRACE_S = 5.0  # seconds for the response in progress when the trainer stops
 log = logging.getLogger(__name__)
 
 
-def serve(service: NodeService, socket: Path, *, group: str | None = None) -> grpc.Server:
+def serve(
+    service: NodeService, socket: Path, *, group: str | None = None, prepare: Callable[[], None] = lambda: None
+) -> grpc.Server:
     """Serve requests on a Unix socket, until the returned server is stopped.
 
     Args:
         service: service that responds to requests.
         socket: path of the socket; the old socket of a killed trainer is replaced.
         group: group that may open the socket too; None: only this user may open it.
+        prepare: function that is called before each request.
 
     Raises:
         FedlearnError: Another trainer uses the socket, or the socket cannot be created.
     """
     _remove_old_socket(socket)
     server = grpc.server(ThreadPoolExecutor(max_workers=8), options=(("grpc.so_reuseport", 0),))
-    call = grpc.stream_stream_rpc_method_handler(lambda request, context: _respond(service, request))
+    call = grpc.stream_stream_rpc_method_handler(lambda request, context: _respond(service, request, prepare))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Call": call}),))
     state = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(state, server)
@@ -78,15 +83,22 @@ def serve(service: NodeService, socket: Path, *, group: str | None = None) -> gr
     return server
 
 
-def _respond(service: NodeService, request: Iterator[bytes]) -> Iterator[bytes]:
+def _respond(service: NodeService, request: Iterator[bytes], prepare: Callable[[], None]) -> Iterator[bytes]:
     parts, size = list[bytes](), 0
     for part in request:
         parts.append(part)
         size += len(part)
         if size > messages.MAX_REQUEST_BYTES:  # the service refuses such a large request
             break
+    prepare()
     response = service.respond_to_bytes(b"".join(parts))
     yield from split_chunks(response)
+
+
+def _import_frameworks(framework: str | None) -> None:
+    """Import the modules that a round needs, at the first request. A node without work then uses little memory."""
+    for module in ("sklearn.metrics", *([f"fedlearn.trainers.{framework}"] if framework else [])):
+        import_module(module)
 
 
 def _remove_old_socket(socket: Path) -> None:
@@ -133,11 +145,12 @@ def _serve_until_stopped(
     try:
         masking_keys = read_masking_keys(keys) if keys else None
         config = NodeConfig(clients=tuple(clients), masking_keys=masking_keys, **options)
-        service = NodeService(config, read_policy(policy), ClientStates(client_states))
-        for module in ("sklearn.metrics", *([f"fedlearn.trainers.{config.framework}"] if config.framework else [])):
-            import_module(module)  # at the start, because a round would wait for a later import
+        policy_file = PolicyFile(policy)
+        service = NodeService(config, policy_file, ClientStates(client_states))
+        signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=policy_file.read_again).start())
+        record_opened_files()
         service.audit.record_start(policy=service.policy, clients=config.clients, version=VERSION)
-        server = serve(service, socket, group=group)
+        server = serve(service, socket, group=group, prepare=partial(_import_frameworks, config.framework))
     except (OSError, KeyError) as error:
         raise FedlearnError(str(error)) from error
     log.info("trainer of clients %s serves requests at %s", ", ".join(map(str, config.clients)), socket)

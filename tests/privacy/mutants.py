@@ -693,8 +693,8 @@ MUTANTS: tuple[Mutant, ...] = (
     fault(
         "evaluation: noised metrics are free",
         SERVICE,
-        "            self.budget.charge_evaluation(clients, self.policy.reveal.metrics_epsilon)\n",
-        "",
+        "            self.budget.charge_evaluation(clients, epsilon)\n",
+        "            pass\n",
         GATE + "test_noised_evaluations_are_paid_for_by_the_nodes_ledger_until_its_limit",
     ),
     fault(

@@ -32,6 +32,7 @@ TABLE = {
     "tests/deploy/test_rehearse": "process",
     "tests/deploy/test_operators_page": "docs",
     "tests/deploy/test_submit": "cli",
+    "tests/deploy/node_side/test_data_files": "process",
     "tests/deploy/node_side/test_messenger": "framework",
     "tests/deploy/test_supervision": "process",
     "tests/deploy/test_trainer": "process",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from fedlearn.algorithm.strategy import Strategy
 from fedlearn.algorithm.transforms import Stage
 from fedlearn.core.records import ClientId, LocalSettings
 from fedlearn.core.serialization import WireError
+from fedlearn.deploy.node_side.data_files import DataFiles, recorded
 from fedlearn.deploy.node_side.masking_keys import MaskingKeys
 from fedlearn.deploy.node_side.policy import Policy
 from fedlearn.loop.scenario import Scenario
@@ -22,6 +24,7 @@ from fedlearn.runner.registry import parameter_types
 from fedlearn.runner.user_code import add_metrics
 
 MAX_CACHED = 8  # scenarios, strategies and other parts in the cache
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,7 @@ class ExperimentBuilder:
     def __init__(self, config: NodeConfig, policy: Policy) -> None:
         self.config, self.policy = config, policy
         self._built: dict[str, Any] = {}
+        self._files = DataFiles(config.data)
 
     def scenario(self, settings: Mapping[str, Any]) -> Scenario:
         """Return the scenario of a request.
@@ -65,6 +69,13 @@ class ExperimentBuilder:
         resolved = self.policy.check_settings(settings)
         scenario: Scenario = self._cached("scenario", self._with_operator_settings(resolved["scenario"]), Scenario)
         return add_metrics(scenario, resolved["metrics"], None, allow=self.policy.registry.modules)
+
+    def forget_changed_data(self) -> None:
+        """Remove all data from memory if a data file was changed, added or deleted. The next request reads them."""
+        if changes := self._files.changes():
+            log.warning("data files have changed: %s; the data are read again", ", ".join(changes[:10]))
+            self._built.clear()
+            self._files.forget()
 
     def strategy(
         self, settings: Mapping[str, Any], scenario: Scenario, local: LocalSettings
@@ -110,10 +121,13 @@ class ExperimentBuilder:
     def _cached(self, group: str, settings: Mapping[str, Any], kind: type[Any]) -> Any:
         key = f"{group} {json.dumps(settings, sort_keys=True)}"
         if key not in self._built:
-            part = build(dict(settings), group, allow=self.policy.registry.modules)
+            with recorded() as opened:
+                part = build(dict(settings), group, allow=self.policy.registry.modules)
             if not isinstance(part, kind):
                 raise WireError(f"the {group} of this node is a {type(part).__name__}, expected a {kind.__name__}")
             while len(self._built) >= MAX_CACHED:
                 del self._built[next(iter(self._built))]
             self._built[key] = part
+            if group == "scenario":
+                self._files.remember(opened)
         return self._built[key]

@@ -31,7 +31,9 @@ from fedlearn.deploy.node_side.local_clients import LocalClients, with_reported_
 from fedlearn.deploy.node_side.masking_keys import MASKING_KEY
 from fedlearn.deploy.node_side.node_audit import NodeAudit
 from fedlearn.deploy.node_side.noisy_evaluation import has_bounded_sums
+from fedlearn.deploy.node_side.pending_charges import PendingCharges
 from fedlearn.deploy.node_side.policy import Policy
+from fedlearn.deploy.node_side.policy_file import PolicyFile
 from fedlearn.deploy.node_side.policy_violation import NodeRefusal, PolicyViolation, RequestError
 from fedlearn.deploy.node_side.privacy_budget import PrivacyBudget
 from fedlearn.deploy.node_side.query_log import QueryLog, digest_of, digest_of_params
@@ -56,7 +58,7 @@ class NodeService:
 
     Args:
         config: the operator's settings of the node.
-        policy: policy that each request must satisfy.
+        policy: policy that each request must satisfy, or its file, which is read again after a change.
         client_states: stored client states.
 
     Guarantees:
@@ -65,11 +67,14 @@ class NodeService:
         has a code and a reference. Its details stay in the log of the node, unless they cannot depend on data.
     """
 
-    def __init__(self, config: NodeConfig, policy: Policy, client_states: ClientStates) -> None:
-        self.config, self.policy, self.client_states = config, policy, client_states
-        self.builder = ExperimentBuilder(config, policy)
+    def __init__(self, config: NodeConfig, policy: Policy | PolicyFile, client_states: ClientStates) -> None:
+        self._policy_file = policy if isinstance(policy, PolicyFile) else None
+        self.policy = policy.current() if isinstance(policy, PolicyFile) else policy
+        self.config, self.client_states = config, client_states
+        self.builder = ExperimentBuilder(config, self.policy)
+        self.pending = PendingCharges(client_states.folder)
         self.queries = QueryLog(client_states.folder)
-        self.budget = PrivacyBudget(client_states.folder, policy.required_privacy)
+        self.budget = PrivacyBudget(client_states.folder, self.policy.required_privacy)
         self.stored = StoredResponses(client_states.folder)
         self.audit = NodeAudit(client_states.folder)
         self._lock = Lock()
@@ -97,6 +102,7 @@ class NodeService:
             if not self._lock.acquire(timeout=LOCK_TIMEOUT_S):
                 raise NodeRefusal(RefusalCode.BUSY)
             try:
+                self._use_current_policy()
                 _check_run_name(request.run)
                 response = self._handlers[request.kind](request)
                 self._check(request, response)
@@ -110,6 +116,16 @@ class NodeService:
         except Exception:
             log.exception("a request %s of run %s failed", request.kind, request.run)
             return NodeResponse.refuse(request, _refusal(RefusalCode.INTERNAL, "see the traceback above", request))
+
+    def _use_current_policy(self) -> None:
+        """Read the policy again if its file has changed.
+
+        Raises:
+            PolicyViolation: The file is not a policy at this moment.
+        """
+        if self._policy_file is not None and (policy := self._policy_file.current()) is not self.policy:
+            self.policy = self.builder.policy = policy
+            self.budget = PrivacyBudget(self.client_states.folder, policy.required_privacy)
 
     def respond_to_bytes(self, data: bytes) -> bytes:
         """Return the packed response to a packed request, which may be unreadable."""
@@ -129,6 +145,7 @@ class NodeService:
             return NodeResponse.refuse(request, refusal).pack()
 
     def _hello(self, request: NodeRequest) -> NodeResponse:
+        self.builder.forget_changed_data()
         scenario, keys = self._scenario(request), self.config.masking_keys
         clients, data, trainer = self._local(scenario, self.config.clients), scenario.data, scenario.trainer
         reported = self.policy.reveal.reported_count
@@ -165,11 +182,12 @@ class NodeService:
         if stored := self._stored(request):
             return stored
         train = self._admit_training(request, scenario, strategy, order, clients)
-        results = [train(client) for client in clients]
-        updates = [
-            with_reported_counts(result, self.policy.reveal) for result in results if isinstance(result, Updates)
-        ]
-        return self._store(request, results, pack_updates(updates))
+        with self.pending.charged(request.run, _kind(request), self._digest(request)):
+            results = [train(client) for client in clients]
+            updates = [
+                with_reported_counts(result, self.policy.reveal) for result in results if isinstance(result, Updates)
+            ]
+            return self._store(request, results, pack_updates(updates))
 
     def _mask(self, request: NodeRequest) -> NodeResponse:
         """Respond to messages of secure aggregation; a training order makes the clients train and mask updates."""
@@ -198,11 +216,11 @@ class NodeService:
             strategy, order = self._check_order(request, scenario)
         if stored := self._stored(request):
             return stored
-        train = None
-        if trains:
-            train = self._admit_training(request, scenario, strategy, order, clients)
-        results, content = masked.respond(train)
-        return self._store(request, results, content)
+        if not trains:
+            return self._store(request, *masked.respond(None))
+        train = self._admit_training(request, scenario, strategy, order, clients)
+        with self.pending.charged(request.run, _kind(request), self._digest(request)):
+            return self._store(request, *masked.respond(train))
 
     def _evaluate(self, request: NodeRequest) -> NodeResponse:
         scenario = self._scenario(request)
@@ -228,17 +246,26 @@ class NodeService:
         local = self._clients_of(request, scenario)
         results: Sequence[ClientEvaluation | Failure]
         if metrics == NOISED:
-            self.budget.charge_evaluation(clients, self.policy.reveal.metrics_epsilon)
-            results = local.evaluate_noisy(params_D, clients, self.policy.reveal.metrics_epsilon)
-        else:
-            clients = self._with_enough_examples(scenario, clients)
-            results = (
-                [local.evaluate_personal(strategy, params_D, c, request.states_by_client()[c]) for c in clients]
-                if is_personal
-                else local.evaluate(params_D, clients)
-            )
+            return self._evaluate_noisy(request, local, params_D, clients)
+        clients = self._with_enough_examples(scenario, clients)
+        results = (
+            [local.evaluate_personal(strategy, params_D, c, request.states_by_client()[c]) for c in clients]
+            if is_personal
+            else local.evaluate(params_D, clients)
+        )
         evaluations = [result for result in results if isinstance(result, ClientEvaluation)]
         return self._store(request, results, pack_evaluations(evaluations))
+
+    def _evaluate_noisy(
+        self, request: NodeRequest, local: LocalClients, params_D: np.ndarray, clients: Sequence[ClientId]
+    ) -> NodeResponse:
+        """Charge an evaluation on disk, and evaluate with noise."""
+        epsilon, digest = self.policy.reveal.metrics_epsilon, self._digest(request)
+        if not self.pending.includes(request.run, _kind(request), digest):
+            self.budget.charge_evaluation(clients, epsilon)
+        with self.pending.charged(request.run, _kind(request), digest):
+            evaluations = local.evaluate_noisy(params_D, clients, epsilon)
+            return self._store(request, evaluations, pack_evaluations(evaluations))
 
     def _scenario(self, request: NodeRequest) -> Scenario:
         """Return the scenario of a request, which counts as an answer of this node.
@@ -302,13 +329,15 @@ class NodeService:
     ) -> Callable[[ClientId], Updates | Failure]:
         """Charge and count a training request on disk, and return the function that trains a client.
 
-        The request costs the same if its training fails later.
+        The request costs the same if its training fails later. It costs nothing if an equal request was charged, and
+        this process was killed before its training ended.
 
         Raises:
             NodeRefusal: A limit is reached, or the run is closed. Then nothing is charged. The returned function raises
                 it if a client took more steps than the request was charged for.
         """
-        of_run, total = self.client_states.request_counts(request.run)
+        is_paid = self.pending.includes(request.run, _kind(request), self._digest(request))
+        of_run, total = (0, 0) if is_paid else self.client_states.request_counts(request.run)
         self.policy.check_request(order, request.settings, num_requests_of_run=of_run, num_requests_total=total)
         scenario_digest = digest_of(request.settings["scenario"])
         params = None if order.client_models else digest_of_params(order.params_D)
@@ -320,8 +349,9 @@ class NodeService:
             num_examples=tuple(sizes.tolist()),
             num_steps=tuple(order.local.num_steps(sizes).tolist()),
         )
-        self.budget.charge_training(strategy.privacy_guarantee, release)
-        self.client_states.count_request(request.run)
+        if not is_paid:
+            self.budget.charge_training(strategy.privacy_guarantee, release)
+            self.client_states.count_request(request.run)
         self.queries.record_training(request.run, order.round, scenario=scenario_digest)
         rounds, local = request.states_by_client(), self._clients_of(request, scenario)
         charged = dict(zip(release.clients, release.num_steps or (), strict=True))

@@ -14,6 +14,7 @@ import numpy as np
 from fedlearn.core.private_files import write_private
 from fedlearn.core.serialization import Payload, WireError, pack, read_fields, read_file
 from fedlearn.deploy.node_side.client_states import check_run_name
+from fedlearn.deploy.node_side.pending_charges import PENDING
 
 MAX_STORED_RUNS = 10  # newest runs whose responses stay on disk
 log = logging.getLogger(__name__)
@@ -60,7 +61,8 @@ class StoredResponses:
         )
         folders = {old.parent for old in self.folder.glob("*/response_*")} - {path.parent}
         for folder in sorted(folders, key=lambda each: each.stat().st_mtime)[: -MAX_STORED_RUNS + 1]:
-            for old in folder.glob("response_*"):
+            # a paid request could be answered for free a second time, if only its response were deleted
+            for old in [*folder.glob("response_*"), *folder.glob(PENDING)]:
                 old.unlink(missing_ok=True)
 
     def _path(self, run: str, kind: str) -> Path:

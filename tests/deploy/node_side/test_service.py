@@ -179,3 +179,90 @@ def test_a_service_responds_to_any_request_with_results_or_a_refusal(make, kind)
         assert response.refusal is None or response.refusal.reason, changes
         assert response.refusal is None or "Traceback" not in response.refusal.reason
     assert fit(site).clients == (0,)
+
+
+class Killed(BaseException):
+    """Ends a request as a kill of the process does: no block cleans up."""
+
+
+@pytest.fixture
+def private(make, monkeypatch):
+    """Return a service that charges each training, and a list of the rounds that it has charged."""
+    site, charges = make(), []
+    monkeypatch.setattr(type(site.budget), "charge_training", lambda self, guarantee, release: charges.append(release))
+    return site, charges
+
+
+def killed_in_training(site, monkeypatch, **fields):
+    """Send a request to a service that is killed in the training."""
+    with monkeypatch.context() as patch:
+        patch.setattr(services.LocalClients, "train", lambda *arguments: (_ for _ in ()).throw(Killed))
+        patch.setattr("pathlib.Path.unlink", lambda self, missing_ok=False: None)  # a killed process removes nothing
+        with pytest.raises(Killed):
+            fit(site, **fields)
+
+
+def test_a_request_after_a_kill_trains_and_is_not_charged_twice(private, make, monkeypatch):
+    site, charges = private
+    killed_in_training(site, monkeypatch)
+    restarted = make()
+    response = fit(restarted)
+    assert response.clients == (0,)
+    assert len(charges) == 1
+    assert restarted.client_states.request_counts("run") == (1, 1)
+
+
+def test_a_replayed_request_gets_the_stored_response_also_after_a_restart(private, make):
+    site, charges = private
+    first = fit(site)
+    for again in (site, make(), make()):
+        replayed = fit(again, id="another id")
+        assert replayed.content.arrays["delta"].tobytes() == first.content.arrays["delta"].tobytes()
+    assert len(charges) == 1
+
+
+def test_only_the_equal_request_is_free_after_a_kill(private, make, monkeypatch):
+    site, charges = private
+    killed_in_training(site, monkeypatch)
+    assert fit(make(), round=2).clients == (0,)
+    assert len(charges) == 2
+    assert fit(make()).clients == (0,)  # round 2 replaced the free attempt of round 1
+    assert len(charges) == 3
+
+
+def test_a_request_whose_response_has_left_costs_again_when_its_response_is_deleted(private, make, monkeypatch):
+    site, charges = private
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.unlink", lambda self, missing_ok=False: None)  # killed after it has stored
+        fit(site)
+    for number in range(12):
+        fit(make(), run=f"other{number}")
+    assert len(charges) == 13
+    fit(make())
+    assert len(charges) == 14
+
+
+def test_training_that_fails_is_paid_for_each_time(private, make, monkeypatch):
+    _, charges = private
+
+    def raises(*arguments):
+        raise RuntimeError("the scanner is offline")
+
+    monkeypatch.setattr(services.LocalClients, "train", raises)
+    for _ in range(2):
+        assert fit(make()).refusal.code == RefusalCode.INTERNAL
+    assert len(charges) == 2
+
+
+def test_a_node_reads_changed_data_at_the_next_hello_and_refuses_without_them(make, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a.csv").write_text("1")
+    site = make(NodeConfig(clients=(0,), data=folder))
+    hello = NodeRequest(kind=RequestKind.HELLO, run="run", round=0, id="1", settings=WORDS)
+    for _ in range(2):
+        assert site.respond(hello).refusal is None
+    assert len([seen for seen in SEEN if isinstance(seen, dict)]) == 1
+    (folder / "a.csv").write_text("23")
+    assert site.respond(hello).refusal is None
+    assert len([seen for seen in SEEN if isinstance(seen, dict)]) == 2
