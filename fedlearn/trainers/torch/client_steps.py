@@ -112,8 +112,10 @@ class ClientSteps:
         """Return the gradient of the mean loss, and the loss of each example."""
         real_B = torch.ones(len(y_B), dtype=torch.bool, device=y_B.device)
         loss_B = losses(self.model.module, x_B, y_B, real_B)
-        mean_B = loss_B.new_full(loss_B.shape, 1 / len(loss_B))
-        return torch.autograd.grad(loss_B, self.model.leaves, mean_B, materialize_grads=True), loss_B.detach()
+        mean = torch.dot(
+            loss_B, loss_B.new_full(loss_B.shape, 1 / len(loss_B))
+        )  # a scalar: torch then imports no sympy
+        return torch.autograd.grad(mean, self.model.leaves, materialize_grads=True), loss_B.detach()
 
     def _split_gradient(
         self, losses: Losses, size: int, x_B: Any, y_B: torch.Tensor, rows_B: torch.Tensor
