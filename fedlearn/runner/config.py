@@ -30,6 +30,7 @@ from fedlearn.engines.byzantine import ByzantineEngine
 from fedlearn.errors import FedlearnError, SettingError, did_you_mean, is_count, require
 from fedlearn.loop.local_defaults import LocalDefaults, local_defaults
 from fedlearn.loop.protocols import Engine, Trainer
+from fedlearn.loop.rule_support import require_steps
 from fedlearn.loop.scenario import Scenario
 from fedlearn.loop.system_model import SystemModel
 from fedlearn.loop.training_loop import Schedule
@@ -330,6 +331,7 @@ def apply_privacy(plan: Plan, scenario: Scenario, *, num_parties: int | None = N
         buffers=plan.buffers,
         compress=plan.compress,
     )
+    require_steps(strategy, local)
     return replace(plan, strategy=_with_disclosure(strategy, scenario), local=local)
 
 

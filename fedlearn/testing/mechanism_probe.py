@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fedlearn.algorithm.local_rule import LocalRule
+from fedlearn.algorithm.local_rule import HOOKS, LocalRule
 from fedlearn.algorithm.server_optimizers import sgd
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.core.arrays import as_numpy
@@ -56,6 +56,8 @@ class KnownUpdates(BaseTrainer):
         sent: update of each client; zero for a missing client.
         alternates: client with an update that changes its sign in each round; None for none.
     """
+
+    rule_hooks = frozenset(HOOKS)  # the updates are fixed under any rule
 
     def __init__(self, sent: Mapping[ClientId, np.ndarray], alternates: ClientId | None = None) -> None:
         self.layout = Layout.from_shapes([("w", (NUM_PARAMETERS,))])

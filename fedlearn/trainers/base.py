@@ -63,8 +63,8 @@ class BaseTrainer:
     A subclass sets ``layout``, and defines `outputs` and one of `gradient` and `example_gradients`. The base class
     then trains with the portable optimizers (``sgd``, ``adam``, ``adamw``, ``adagrad`` and ``rmsprop``), under any
     local rule that corrects gradients. With `example_gradients` and ``supports_dp_sgd = True`` it also trains with
-    DP-SGD. A subclass with a solver without gradients overrides
-    `fit_client`.
+    DP-SGD. A subclass with a solver without gradients overrides `fit_client`. It applies no local rule, unless it
+    states the functions of a rule that it applies in ``rule_hooks``.
 
     *Guarantees*: the base class raises `SettingError` for each request, rule or model that it does not support.
     """
@@ -81,6 +81,8 @@ class BaseTrainer:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        if "fit_client" in cls.__dict__ and "rule_hooks" not in cls.__dict__:
+            cls.rule_hooks = frozenset()  # a solver of its own applies no function of a rule, unless it says so
         if cls.supports_dp_sgd and cls.example_gradients is BaseTrainer.example_gradients:
             raise TypeError(f"{cls.__name__} states supports_dp_sgd=True, which needs the method example_gradients")
 

@@ -303,8 +303,11 @@ def test_fedcm_sends_the_mean_direction_of_a_local_step(small):
 # refusals
 
 
-class CorrectOnly(BaseTrainer):
-    rule_hooks = frozenset({"correct"})
+class Solver(LinearTrainer):
+    """Train with a solver of its own, which reads no local rule."""
+
+    def fit_client(self, request, rule, work):
+        return super().fit_client(request, LocalRule(), work)
 
 
 HOOKED = {
@@ -350,6 +353,19 @@ def test_a_run_refuses_a_rule_before_the_first_round():
         state = start(strategy, engine.trainer.init(1), engine, seed=1)
         with pytest.raises(SettingError, match="which the numpy trainer does not apply"):
             next(federate(strategy, engine, state, schedule=Schedule(rounds=1)))
+
+
+@pytest.mark.parametrize(
+    "strategy", [strategies.fedprox(), strategies.fedsam(), strategies.feddyn()], ids=["fedprox", "fedsam", "feddyn"]
+)
+def test_a_solver_of_its_own_is_no_plain_training_in_silence(strategy):
+    trainer, data = Solver(3), linear_problem()
+    engine = serial(data, trainer)
+    state = start(strategy, trainer.init(1), engine, seed=1)
+    with pytest.raises(SettingError, match="which the numpy trainer does not apply"):
+        next(federate(strategy, engine, state, schedule=Schedule(rounds=1)))
+    Stated = type("Stated", (Solver,), {"fit_client": Solver.fit_client, "rule_hooks": frozenset({"correct"})})
+    assert Stated.rule_hooks == {"correct"}
 
 
 def settings_of(name):
@@ -456,3 +472,23 @@ def test_a_second_gradient_has_the_same_draws_and_keeps_the_statistics():
     twice = LocalRule(gradient=lambda gradient_at, w, w_global: (gradient_at(w) + gradient_at(w)) / 2)
     plain, hooked = (np.asarray(trainer.fit(request, rule, work).delta_KD) for rule in (LocalRule(), twice))
     assert np.abs(plain - hooked).max() <= 1e-6
+
+
+@pytest.mark.slow
+def test_a_second_gradient_has_the_same_draws_and_keeps_the_statistics_in_jax():
+    nn = pytest.importorskip("flax.linen")
+    from fedlearn.trainers.jax import JaxTrainer
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, train: bool):
+            x = nn.BatchNorm(use_running_average=not train)(nn.Dense(6)(x))
+            return nn.Dense(CLASSES)(nn.Dropout(0.5, deterministic=not train)(x))
+
+    trainer = JaxTrainer(Net(), task="multiclass", input_shape=(FEATURES,))
+    request = Request(round=1, seed=1, params_D=trainer.init(1), local=LocalSettings(batch_size=8, epochs=2))
+    work = [ClientWork(client=k, examples=DATA.train(k)) for k in range(3)]
+    twice = LocalRule(gradient=lambda gradient_at, w, w_global: (gradient_at(w) + gradient_at(w)) / 2)
+    zero = LocalRule(penalty=lambda batch, w_global: 0 * batch.outputs[:, 0])
+    plain, *hooked = (np.asarray(trainer.fit(request, rule, work).delta_KD) for rule in (LocalRule(), twice, zero))
+    assert max(np.abs(plain - other).max() for other in hooked) <= 1e-6
