@@ -38,6 +38,8 @@ def coordinator_samples(read: Callable[[], Snapshot], *, keys: Path, state: Path
     for node in nodes:
         online = float(node.state == "online")
         yield Sample("node_online", "1 if a node is online, else 0.", online, (("node", node.name),))
+        info = (("node", node.name), ("version", node.version), ("framework", node.framework))
+        yield Sample("node_info", "Version and framework of a node in its last run.", float(bool(node.version)), info)
         changed = Sample("node_since_timestamp_seconds", "Last change of a node.", _timestamp(node.since))
         yield Sample(changed.name, changed.help, changed.value, (("node", node.name),))
     states = Counter(run.state for run in snapshot.runs)

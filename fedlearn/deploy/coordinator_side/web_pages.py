@@ -116,7 +116,8 @@ class Pages:
         return listeners
 
     def _source(self) -> CoordinatorSource:
-        return CoordinatorSource(CoordinatorClient(self.address, self.keys, token=self.token), self.runs, self.address)
+        client = CoordinatorClient(self.address, self.keys, token=self.token)
+        return CoordinatorSource(client, self.runs, self.address, self.state)
 
 
 def _serve(listeners: Sequence[Listener], ready: threading.Event) -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 from fedlearn.deploy.audit_log import AuditLog
 from fedlearn.deploy.connectivity import ConnectionProblem
 from fedlearn.deploy.coordinator_side.app_bundle import PERSON_KEY
-from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient, RunState
+from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient, NodeState, RunState
 from fedlearn.deploy.coordinator_side.ownership import DEPLOYMENT_FILE
+from fedlearn.deploy.coordinator_side.run_audit import MEMBERS_FILE
 from fedlearn.deploy.persons import Persons, PersonsError, read_persons
 from fedlearn.web.run_list import RunList
 from fedlearn.web.run_views import QUEUED, RunDetail, RunView
-from fedlearn.web.safe_files import as_text, read_object
+from fedlearn.web.safe_files import as_object, as_text, read_object
 from fedlearn.web.sources import NodeView, Snapshot
 
 
@@ -27,11 +28,13 @@ class CoordinatorSource:
         control: connection to the coordinator; its calls only read.
         runs: folder of the run folders.
         title: name of the federation on the page.
+        state: state folder of the coordinator.
     """
 
     control: CoordinatorClient
     runs: Path
     title: str
+    state: Path
     list: RunList = field(init=False)
 
     def __post_init__(self) -> None:
@@ -40,17 +43,31 @@ class CoordinatorSource:
     def snapshot(self) -> Snapshot:
         """Return nodes and runs. If the coordinator gives no answer, the snapshot has the runs of the folder only."""
         views = [self._with_submitter(view) for view in self.list.update()]
-        nodes: list[NodeView] = []
+        nodes: Sequence[NodeView] = []
         problem = ""
         try:
-            nodes = [
-                NodeView(name=node.name, state=node.state, since=node.since) for node in self.control.node_states()
-            ]
+            nodes = self._nodes(self.control.node_states())
             views = [*_queued(self.control.run_states()), *views]
         except ConnectionProblem as error:
             problem = f"The coordinator gives no answer: {str(error).splitlines()[0]}"
         num_runs = self.list.num_runs + sum(view.state == QUEUED for view in views)
         return Snapshot(title=self.title, runs=views, num_runs=num_runs, nodes=nodes, problem=problem)
+
+    def _nodes(self, states: Sequence[NodeState]) -> Sequence[NodeView]:
+        """Return the nodes, with version and framework of the last run that they joined."""
+        state = self.state.resolve()
+        members = read_object(state, state / MEMBERS_FILE)
+        described = [(node, as_object(members.get(node.name))) for node in states]
+        return [
+            NodeView(
+                name=node.name,
+                state=node.state,
+                since=node.since,
+                version=as_text(member.get("version")),
+                framework=as_text(member.get("framework")),
+            )
+            for node, member in described
+        ]
 
     def detail(self, key: str) -> RunDetail | None:
         """Return all about a run; None for other keys."""

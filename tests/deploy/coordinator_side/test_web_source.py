@@ -44,13 +44,16 @@ class Control:
 def source(tmp_path):
     folder = RunFolder(tmp_path / "runs/digits/first").add(line(1), line(2, epsilon=1.5, reason="gone"))
     (folder.path / "deployment.json").write_text(json.dumps({"id": "x", "person": "ben"}))
-    return CoordinatorSource(Control(), tmp_path / "runs", "coordinator:8000")
+    members = {"north": {"version": "0.2.0", "framework": "torch"}, HOSTILE: HOSTILE}
+    (tmp_path / "members.json").write_text(json.dumps(members))
+    return CoordinatorSource(Control(), tmp_path / "runs", "coordinator:8000", tmp_path)
 
 
 def test_nodes_runs_and_submitters_are_shown(source):
     snapshot = source.snapshot()
     assert [(node.name, node.state) for node in snapshot.nodes] == [("north", "online"), (HOSTILE, "registered")]
     assert [(run.state, run.submitter) for run in snapshot.runs] == [("queued", "ana"), ("interrupted", "ben")]
+    assert [(node.version, node.framework) for node in snapshot.nodes] == [("0.2.0", "torch"), ("", "")]
     assert snapshot.num_runs == 2
     assert source.detail("digits/first").run.submitter == "ben"
     assert source.detail("digits/second") is None
