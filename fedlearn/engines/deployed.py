@@ -158,7 +158,7 @@ class DeployedEngine(BaseEngine):
         self.membership = self.exchange.membership
         super().__init__((), Layout(()))
         self._session_name = f"{run}/{secrets.token_hex(8)}"
-        self._round, self._metrics = 0, tuple(metrics)
+        self._round, self._metrics, self._is_population_fixed = 0, tuple(metrics), False
 
     def open(self) -> None:
         """Wait until enough sites have joined; return at once if they have joined before.
@@ -184,6 +184,8 @@ class DeployedEngine(BaseEngine):
     def set_privacy(self, settings: Mapping[str, Any], *, rounds: int) -> None:
         """Send the settings of a privacy mechanism to the nodes with each further request.
 
+        The mechanism is for the present clients, so clients that join later take no part.
+
         Args:
             settings: settings of the mechanism, with its ``name`` and the calibrated noise multiplier.
             rounds: planned number of rounds.
@@ -191,6 +193,7 @@ class DeployedEngine(BaseEngine):
         population = {"num_clients": len(self.clients), "rounds": rounds, "num_parties": self.num_parties}
         privacy = {"privacy": dict(settings), "population": population}
         self.exchange.settings = {**self.exchange.settings, **privacy}
+        self._is_population_fixed = True
 
     def initial_parameters(self, seed: int) -> np.ndarray:
         """Return ``params_D`` before the first round, from the site of the client with the lowest id.
@@ -352,8 +355,11 @@ class DeployedEngine(BaseEngine):
         self.sites.report(f"waiting    {line}")
 
     def _add_clients(self) -> None:
-        self.clients = sorted_client_ids(list({*self.clients, *self.membership.members_by_client()}))
-        self.sites.on_join([member.site for member in self.membership.present.values()])
+        """Add the clients of new members, unless a privacy guarantee is for the clients of the start."""
+        if not self._is_population_fixed:
+            self.clients = sorted_client_ids(list({*self.clients, *self.membership.members_by_client()}))
+        members = self.membership.present.values()
+        self.sites.on_join([member.site for member in members if not set(member.clients).isdisjoint(self.clients)])
 
     def _state_rounds(self, clients: Iterable[ClientId]) -> dict[ClientId, int]:
         """Return the round of the last accepted update of each client; 0 for a client without one."""

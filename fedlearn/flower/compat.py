@@ -265,7 +265,7 @@ def executor(launch: Callable[[Any], None], reconcile: Callable[[], None]) -> An
 
 
 def readmit_removed_keys() -> None:
-    """Let Flower's SuperLink admit a key again after its node was removed.
+    """Make Flower's SuperLink admit a key again after the removal of its node.
 
     Flower keeps the key of a removed node in its table, and then refuses this key for ever. The key of the removed row
     is overwritten; the row itself remains.

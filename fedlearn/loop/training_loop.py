@@ -63,9 +63,9 @@ class Schedule:
         evaluate_every: n, to evaluate each n-th round and the last round, >= 1; default 1.
         evaluate_clients: maximum number of clients to evaluate, >= 1; default 1000. Larger populations are sampled once
             per run.
-        max_failures: largest number of clients of a round that may fail: a whole number is a count, a float in [0, 1]
-            is a share of the cohort (1 is one client, 1.0 is all clients). None, the default: 30 % of the cohort, and
-            at least one client. A round without any update always stops the run.
+        max_failures: largest number of clients of a round that may fail. A whole number is a count, and a float in
+            [0, 1] is a share of the cohort: 1 is one client, 1.0 is all clients. None, the default, is 30 % of the
+            cohort, and at least one client. A round without any update always stops the run.
     """
 
     rounds: int

@@ -1,6 +1,7 @@
 """Secure aggregation with real node services behind a Flower `Grid`: only the sum of the updates is visible."""
 
 import re
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -26,6 +27,7 @@ from fedlearn.privacy.secagg.messages import Session, encode
 from fedlearn.protocol.membership import FederationError
 from fedlearn.protocol.messages import NodeRequest, RequestKind
 from fedlearn.protocol.secagg_exchange import pack_mask_request
+from fedlearn.protocol.sites import RunSites
 
 needs("dp_accounting", reason="the extra privacy is not installed")
 
@@ -313,3 +315,50 @@ def test_all_clients_of_a_sum_add_the_noise_on_which_each_of_them_relies(federat
     else:
         with pytest.raises((SecAggAborted, TooManyFailures, FedlearnError)):
             run(made, NOISY, rounds=1)
+
+
+NAMES = {101: "north", 102: "south", 103: "west", 104: "east"}
+
+
+def named_sites(*names, **settings):
+    return RunSites(site_of=NAMES.get, names=names, min_sites=len(names), waits_for_disconnected=True, **settings)
+
+
+@pytest.mark.parametrize("fault", ["none", "silent", "raises"])
+def test_a_site_that_is_not_named_is_no_party_of_a_sum(federation, fault):
+    """The sum of three named sites is the same with and without a fourth node."""
+    made = masked(federation, clients=((0,), (1,), (2,), (3,)), sites=named_sites("north", "south", "west"), run="four")
+    asked = []
+
+    def fourth(data):
+        asked.append(data)
+        raise RuntimeError("the scanner is offline")
+
+    made.grid.nodes[104] = None if fault == "silent" else fourth
+    made.sites.pop(104)
+    *_, last = run(made, rounds=2)
+    alone = masked(federation, clients=((0,), (1,), (2,)), sites=named_sites("north", "south", "west"), run="three")
+    *_, expected = run(alone, rounds=2)
+    assert np.array_equal(last.state.params_D, expected.state.params_D)
+    assert asked == []
+
+
+def test_a_site_that_joins_late_is_no_party_because_the_guarantee_is_for_the_sites_of_the_start(federation):
+    sites = replace(named_sites("north", "south", "west", "east"), min_sites=3, settle_s=0.0)
+    made = masked(federation, clients=((0,), (1,), (2,), (3,)), sites=sites)
+    late = made.grid.nodes.pop(104)
+    made.engine.open()
+    made.sites.pop(104)  # the number of parties at the start is three
+    strategy, local = protected(made, SECAGG, made.engine.clients, rounds=4)
+    made.engine.set_privacy(SECAGG, rounds=4)
+    state = start(strategy, made.engine.initial_parameters(1), made.engine, seed=1)
+    rounds = federate(strategy, made.engine, state, schedule=Schedule(rounds=4), local=local)
+    assert next(rounds).num_updates == 3
+    made.grid.nodes[104] = late
+    until = time.monotonic() + 60
+    while 3 not in made.engine.membership.members_by_client():
+        made.engine.exchange.update_members(1)
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert [done.num_updates for done in rounds] == [3, 3, 3]
+    assert made.engine.clients == (0, 1, 2)

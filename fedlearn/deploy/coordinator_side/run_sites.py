@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from fedlearn.advice import assignment
@@ -60,26 +60,27 @@ class StoredSites:
 
     Args:
         names: sites that the run may ask.
+        started: sites that took part in the first start; empty before it.
         joined: sites that took part when the file was written.
     """
 
     names: tuple[str, ...]
+    started: tuple[str, ...] = ()
     joined: tuple[str, ...] = ()
 
     def write(self, folder: Path) -> None:
         """Write the file of a run folder."""
-        content = {"names": self.names, "joined": self.joined}
-        write_atomically(folder / SITES_FILE, json.dumps(content))
+        write_atomically(folder / SITES_FILE, json.dumps(asdict(self)))
 
     @classmethod
     def read(cls, folder: Path) -> StoredSites | None:
         """Return the sites in a run folder; None for a run that has not stored its sites."""
         try:
             content = json.loads((folder / SITES_FILE).read_text(encoding="utf-8"))
-            stored = cls(names=tuple(content["names"]), joined=tuple(content["joined"]))
+            stored = cls(**{field.name: tuple(content[field.name]) for field in fields(cls)})
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return stored if all(map(is_site_name, (*stored.names, *stored.joined))) else None
+        return stored if all(map(is_site_name, (*stored.names, *stored.started, *stored.joined))) else None
 
 
 def choose_sites(settings: SiteSettings, study: Study | None, admitted: Collection[str]) -> tuple[str, ...]:
@@ -105,7 +106,12 @@ def choose_sites(settings: SiteSettings, study: Study | None, admitted: Collecti
 
 
 def build_run_sites(
-    settings: SiteSettings, directory: SiteDirectory, folder: Path, *, study: Study | None = None
+    settings: SiteSettings,
+    directory: SiteDirectory,
+    folder: Path,
+    *,
+    study: Study | None = None,
+    is_private: bool = False,
 ) -> RunSites:
     """Return the sites of a new or resumed run, and store them in its folder.
 
@@ -116,23 +122,27 @@ def build_run_sites(
         directory: names of the admitted nodes.
         folder: run folder.
         study: study of the run; None: the coordinator has no studies.
+        is_private: True if a privacy mechanism is for the sites of the first start; a resumed run then has no others.
 
     Raises:
         SettingError: A named site is not admitted, or is not in the study.
     """
     stored = StoredSites.read(folder)
     names = stored.names if stored else choose_sites(settings, study, directory.names())
+    if stored and stored.started and is_private:
+        names = tuple(name for name in names if name in stored.started)
     if study is not None:
         names = tuple(name for name in names if name in study.sites)
     joined = frozenset(stored.joined if stored else ()) & set(names)
-    StoredSites(names=names, joined=tuple(sorted(joined))).write(folder)
-    previous = joined
+    state = replace(stored or StoredSites(names=names), names=names, joined=tuple(sorted(joined)))
+    state.write(folder)
 
     def remember(present: Collection[str]) -> None:
-        nonlocal previous
-        if present and set(present) != set(previous):  # the loss of all sites is a fault of the network
-            previous = frozenset(present)
-            StoredSites(names=names, joined=tuple(sorted(previous))).write(folder)
+        nonlocal state
+        now = tuple(sorted(present))
+        if now and now != state.joined:  # the loss of all sites is a fault of the network
+            state = replace(state, joined=now, started=state.started or now)
+            state.write(folder)
 
     return RunSites(
         site_of=directory.site_of,

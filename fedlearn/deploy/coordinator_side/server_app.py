@@ -114,10 +114,11 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _execute_audited(request: Mapping[str, Any], grid: Grid, run_id: int, runs: Path) -> int:
-    """Execute a request; the audit log has the start and the end of a run."""
-    execute_request = partial(execute, request, grid, run_id, runs)
+    """Execute a request until a person stops it; the audit log has the start and the end of a run."""
+    execute_request, state = partial(execute, request, grid, run_id, runs), Path(os.environ[STATE_ENV])
     folder = _folder_in(runs, request["folder"])
-    return audited(execute_request, Path(os.environ[STATE_ENV]), request, number=run_id, folder=folder)
+    with process_file(state, run_id), stoppable(Submissions(state), run_id):
+        return audited(execute_request, state, request, number=run_id, folder=folder)
 
 
 def execute(request: Mapping[str, Any], grid: Grid, run_id: int, runs: Path) -> int:
@@ -133,24 +134,22 @@ def execute(request: Mapping[str, Any], grid: Grid, run_id: int, runs: Path) -> 
         FedlearnError: See `fedlearn.runner.start.run` and `fedlearn.runner.resume.resume`.
     """
     folder = _folder_in(runs, request["folder"])
-    state = Path(os.environ[STATE_ENV])
-    with process_file(state, run_id), stoppable(Submissions(state), run_id):
-        if request["do"] == "resume":
-            require_owner(folder, request.get(PERSON_KEY))
-            _print_folder(folder, runs)
-            return resume(folder, request["overrides"], run_mode=_run_mode(grid, request, runs)).exit_code
-        job = Job(cfg=read_submitted_settings(request["settings"]), folder=folder, chosen=bool(request["chosen"]))
-        if job.cfg.get("init"):  # a submitter must not read other files of the coordinator
-            job.cfg.init = str(_folder_in(runs, str(job.cfg.init)))
-            require_owner(Path(job.cfg.init), request.get(PERSON_KEY))
-        return run(job, build_plan(job.cfg), run_mode=_run_mode(grid, request, runs)).exit_code
+    if request["do"] == "resume":
+        require_owner(folder, request.get(PERSON_KEY))
+        _print_folder(folder, runs)
+        return resume(folder, request["overrides"], run_mode=_run_mode(grid, request, runs)).exit_code
+    job = Job(cfg=read_submitted_settings(request["settings"]), folder=folder, chosen=bool(request["chosen"]))
+    if job.cfg.get("init"):  # a submitter must not read other files of the coordinator
+        job.cfg.init = str(_folder_in(runs, str(job.cfg.init)))
+        require_owner(Path(job.cfg.init), request.get(PERSON_KEY))
+    return run(job, build_plan(job.cfg), run_mode=_run_mode(grid, request, runs)).exit_code
 
 
 def _run_mode(grid: Grid, request: Mapping[str, Any], runs: Path) -> RunMode:
     def build(cfg: DictConfig, planned: Plan | None, folder: Path) -> Experiment:
         if request["do"] == "resume":
-            deployment, sites = _read_deployment(folder), _run_sites(cfg, folder, person)
-            plan, origin = planned or build_plan(cfg), _origin(request)
+            deployment, plan, origin = _read_deployment(folder), planned or build_plan(cfg), _origin(request)
+            sites = _run_sites(cfg, plan, folder, person)
             return build_deployed_experiment(cfg, plan, grid, deployment["id"], sites, origin=origin)
         _print_folder(folder, runs)
         deployment = {"id": request.get(NAME_KEY) or uuid.uuid4().hex, PERSON_KEY: request.get(PERSON_KEY, "")}
@@ -158,7 +157,8 @@ def _run_mode(grid: Grid, request: Mapping[str, Any], runs: Path) -> RunMode:
         # written before nodes join, because a run that is interrupted while it waits for nodes must be resumable
         (folder / DEPLOYMENT_FILE).write_text(json.dumps(deployment), encoding="utf-8")
         try:
-            sites, plan = _run_sites(cfg, folder, person), planned or build_plan(cfg)
+            plan = planned or build_plan(cfg)
+            sites = _run_sites(cfg, plan, folder, person)
             return build_deployed_experiment(cfg, plan, grid, deployment["id"], sites, origin=_origin(request))
         except BaseException:
             for name in (DEPLOYMENT_FILE, SITES_FILE):
@@ -178,7 +178,7 @@ def _run_mode(grid: Grid, request: Mapping[str, Any], runs: Path) -> RunMode:
     )
 
 
-def _run_sites(cfg: DictConfig, folder: Path, person: str) -> RunSites:
+def _run_sites(cfg: DictConfig, plan: Plan, folder: Path, person: str) -> RunSites:
     """Return the sites that a run may ask; see `build_run_sites`.
 
     Raises:
@@ -186,7 +186,8 @@ def _run_sites(cfg: DictConfig, folder: Path, person: str) -> RunSites:
     """
     settings = read_site_settings(config_to_dict(cfg))
     study = find_study(read_studies(Path(os.environ[NODES_ENV]).parent / STUDIES), settings.study, person)
-    return build_run_sites(settings, SiteDirectory(Path(os.environ[STATE_ENV])), folder, study=study)
+    directory, is_private = SiteDirectory(Path(os.environ[STATE_ENV])), plan.privacy.kind != "none"
+    return build_run_sites(settings, directory, folder, study=study, is_private=is_private)
 
 
 def _read_width(width: Any) -> int | None:

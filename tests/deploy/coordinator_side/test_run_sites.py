@@ -53,6 +53,17 @@ def test_a_resumed_run_can_do_without_a_site(directory, tmp_path):
     assert (again.names, again.min_sites) == (("north", "south"), 1)
 
 
+def test_a_resumed_private_run_has_the_sites_of_its_first_start(directory, tmp_path):
+    first = build_run_sites(SiteSettings(min_sites=1), directory, tmp_path, is_private=True)
+    assert first.names == ("north", "south", "west")
+    first.on_join(["north", "west"])
+    first.on_join(["west"])
+    again = build_run_sites(SiteSettings(min_sites=1), directory, tmp_path, is_private=True)
+    assert (again.names, again.rejoining) == (("north", "west"), {"west"})
+    again.on_join(["north", "west"])
+    assert StoredSites.read(tmp_path).started == ("north", "west")
+
+
 def test_a_loss_of_all_sites_at_once_is_not_remembered(directory, tmp_path):
     chosen = build_run_sites(SiteSettings(), directory, tmp_path)
     chosen.on_join(["north"])
@@ -60,7 +71,9 @@ def test_a_loss_of_all_sites_at_once_is_not_remembered(directory, tmp_path):
     assert StoredSites.read(tmp_path).joined == ("north",)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"names": ["../keys"], "joined": []}', '{"names": 7, "joined": []}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"names": ["../keys"], "started": [], "joined": []}', '{"names": 7}']
+)
 def test_a_damaged_file_of_sites_is_not_used(tmp_path, text):
     (tmp_path / SITES_FILE).write_text(text)
     assert StoredSites.read(tmp_path) is None
