@@ -277,7 +277,7 @@ def test_malformed_initial_parameters_are_not_used_and_their_site_is_named(feder
     expected = made.engine.initial_parameters(1)
     made.grid.nodes[101] = tampered(made.sites[101], change, kind="init")
     assert np.array_equal(made.engine.initial_parameters(1), expected)  # the next site draws them
-    problem = r"site node10\d \(clients . .\) sends no initial parameters: .*params|no param"
+    problem = r"site node10\d \(clients ., .\) sends no initial parameters: .*params|no param"
     assert re.search(problem, caplog.text)
     made.grid.nodes[102] = tampered(made.sites[102], change, kind="init")
     with pytest.raises(FederationError, match=problem):
