@@ -214,7 +214,7 @@ def _train_and_test(
 
 
 def as_inputs(x: Any) -> np.ndarray:
-    """Return inputs as one array. One input becomes float32. Of several inputs, floating-point arrays do.
+    """Return inputs as one array. One input becomes float32. Several inputs keep whole numbers and booleans.
 
     Raises:
         SettingError: an input is no array of numbers; see `fedlearn.core.inputs.join_inputs`.

@@ -290,7 +290,17 @@ def build_scenario(cfg: DictConfig) -> Scenario:
         FedlearnError: a setting is refused, or data or an optional dependency are missing.
     """
     scenario: Scenario = _of_kind(Scenario, cfg, "scenario", allowed_modules(cfg))
+    _require_framework(scenario, cfg.get("framework"))
     return with_metrics(scenario, cfg)
+
+
+def _require_framework(scenario: Scenario, framework: str | None) -> None:
+    """Refuse a scenario that ignores ``framework=jax`` or ``framework=mixed`` and trains in another framework."""
+    actual = getattr(scenario.trainer, "framework", framework)
+    expected = f"{actual}, because the scenario {scenario.name} trains a model of {actual}"
+    is_default = framework in (None, "torch")  # the setting of a run that names no framework
+    fix = f"framework={actual if actual in ('torch', 'jax', 'mixed') else 'torch'}"
+    require(is_default or actual == framework, "framework", framework, expected, fix)
 
 
 def with_metrics(scenario: Scenario, cfg: Mapping[str, Any] | DictConfig) -> Scenario:

@@ -50,8 +50,8 @@ def build_trainer(
     Args:
         model: name or module. Names are ``linear``, ``mlp``, ``cnn``, the networks of
             `simulations.models.vision.build_network`, and ``unet`` for segmentation. A module is an ``nn.Module`` for
-            torch or a flax (linen) module for JAX. It has one output for binary tasks and regression, else one output
-            per class.
+            torch. For JAX it is a module of flax or equinox, or functions ``(init, apply)``. It has one output for
+            binary tasks and regression, else one output per class.
         data: data set that defines the task and the number of classes.
         input_shape: shape of one example.
         hidden: widths of the hidden layers of ``mlp``, default (32,).
@@ -110,12 +110,21 @@ def load_family(framework: str, family: str = "basic") -> tuple[ModuleType, Modu
         raise MissingExtra(f"framework={framework}", framework) from error
 
 
+def is_module(model: Any, modules: ModuleType) -> bool:
+    """Return whether a model is a module of the framework of these models, not a name."""
+    if not modules.__name__.endswith("jax"):
+        return isinstance(model, modules.Module)
+    from fedlearn.trainers.jax.networks import is_jax_model
+
+    return is_jax_model(model)
+
+
 def _build(
     model: Any, modules: ModuleType, input_shape: tuple[int, ...], hidden: tuple[int, ...], num_outputs: int
 ) -> tuple[Any, str]:
     num_inputs = prod(input_shape)
-    if isinstance(model, modules.Module):
-        return model, type(model).__name__
+    if is_module(model, modules):
+        return model, "init, apply" if isinstance(model, tuple) else type(model).__name__
     if model == "linear":
         return modules.linear(num_inputs, num_outputs), f"linear {num_inputs}-{num_outputs}"
     if model == "mlp":

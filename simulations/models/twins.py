@@ -12,7 +12,7 @@ from fedlearn.errors import SettingError, did_you_mean
 from fedlearn.loop.protocols import Trainer
 from fedlearn.trainers.base import Initializer
 from fedlearn.trainers.mixed import MixedTrainer
-from simulations.models import load_family
+from simulations.models import is_module, load_family
 
 
 def build_named_trainer(
@@ -62,7 +62,7 @@ def build_named_trainer(
     if framework == "mixed" and model in model_names:
         return MixedTrainer([build_for(framework="torch"), build_for(framework="jax")])
     modules, trainers = load_family("torch" if framework == "mixed" else framework, family)
-    if framework == "mixed" or not (model in model_names or isinstance(model, modules.Module)):
+    if framework == "mixed" or not (model in model_names or is_module(model, modules)):
         or_module = "" if framework == "mixed" else ", or a module of the chosen framework"
         known = [name.removeprefix("next_").removeprefix("tag_") for name in model_names]
         guess = did_you_mean(str(model), known) or known[0]

@@ -13,6 +13,8 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 QUICK = ("quickstart", "resume")
 NEEDS = {
+    "equinox_model": "equinox",
+    "huggingface": "transformers",
     "track_mlflow": "mlflow",
     "track_tensorboard": "tensorboardX",
     "track_trackio": "trackio",
@@ -44,8 +46,6 @@ def test_an_example_runs(script, tmp_path):
         pytest.importorskip(module)
     if script.stem in NEEDS:
         pytest.importorskip(NEEDS[script.stem])
-    if script.stem == "huggingface":
-        pytest.importorskip("transformers")
     assert run(script, tmp_path)
 
 

@@ -53,6 +53,7 @@ TABLE = {
     "tests/simulations/test_privacy_attack": "cli",
     "tests/simulations/test_audit": "cli",
     "tests/runner/test_baselines": "unit",
+    "tests/runner/test_framework": "framework",
     "tests/runner/test_python_run": "framework",
     "tests/runner/test_trained_model": "framework",
     "tests/runner/tuning/test_tune": "framework",

@@ -40,7 +40,7 @@ def without_compiler(module: nn.Module) -> nn.Module:
     plain: Any = module
     while isinstance(plain, nn.DataParallel) or hasattr(plain, "_orig_mod"):
         plain = plain.module if isinstance(plain, nn.DataParallel) else plain._orig_mod
-    plain._compiled_call_impl = None  # of ``module.compile()``
+    plain._compiled_call_impl = None  # set by ``module.compile()``
     for name, part in plain.named_children():
         inner = without_compiler(part)
         if inner is not part:

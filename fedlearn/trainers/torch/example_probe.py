@@ -276,7 +276,7 @@ def _tensors(x_N: np.ndarray, device: torch.device) -> Any:
 
 
 def _examples(x_N: Any, y_N: torch.Tensor) -> Examples:
-    """Return tensors as examples."""
+    """Return tensors of inputs and targets as examples."""
     return Examples(map_inputs(lambda part: part.cpu().numpy(), x_N), y_N.cpu().numpy())
 
 
