@@ -13,7 +13,7 @@ from fedlearn.callbacks.run_info import RunInfo
 from fedlearn.core.records import Round
 
 REPORT_FILES = ("report.html", "model_card.md", "figures")
-SWEEP_FILE = "multirun.yaml"  # Hydra writes it into the folder of a sweep, before the first job
+SWEEP_FILES = ("multirun.yaml", "tuning.json")  # in the folder of a sweep and of a tuning, before the first job
 NOT_TRACKED = ("callbacks", "hydra")
 
 
@@ -52,9 +52,9 @@ def artifacts(folder: Path) -> list[Path]:
 
 
 def sweep_folder(run: RunInfo) -> Path | None:
-    """Return the folder of the sweep to which the run belongs; None for a single run."""
+    """Return the folder of the sweep or tuning to which the run belongs; None for a single run."""
     parents = list(run.folder.resolve().parents)[:3]
-    return next((parent for parent in parents if (parent / SWEEP_FILE).is_file()), None)
+    return next((parent for parent in parents if any((parent / name).is_file() for name in SWEEP_FILES)), None)
 
 
 def name_of_run(run: RunInfo) -> str:

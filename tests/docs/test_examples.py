@@ -28,7 +28,7 @@ def run(script: Path, folder: Path) -> str:
     """Run a script in a folder and return its output."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     command = [sys.executable, str(script)]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -78,7 +78,7 @@ def test_a_notebook_has_its_stored_outputs(path, tmp_path):
     notebook = nbformat.read(path, 4)
     stored = main_outputs(notebook)
     resources = {"metadata": {"path": str(tmp_path)}}
-    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
+    nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3", resources=resources).execute()
     assert main_outputs(notebook) == stored
     assert len([text for text in stored if text]) >= 3
 
