@@ -36,6 +36,7 @@ from fedlearn.deploy.coordinator_side.probes import LinkProbe, executor_problem
 from fedlearn.deploy.coordinator_side.run_recovery import RunRecovery
 from fedlearn.deploy.coordinator_side.web_pages import Pages, Ports, open_ports
 from fedlearn.deploy.keys import ALLOWED, CA, CERTIFICATE, SECRET, SERVER_KEY, KeysError, expiry
+from fedlearn.deploy.log_format import add_log_option, use_log_format
 from fedlearn.deploy.persons import PERSONS_FILE, new_token, read_persons, token_digest
 from fedlearn.deploy.processes import Child, Children, flower_environment, module_command, private_files
 from fedlearn.deploy.proxies import LOCAL_HOSTS, exclude_from_proxies
@@ -275,6 +276,7 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--metrics", type=int, metavar="PORT", help="port of metrics for Prometheus on 127.0.0.1; default: none"
     )
+    add_log_option(parser)
     add_config_option(parser, "coordinator.yaml")
     return parser
 
@@ -284,7 +286,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(build_parser(), _serve_until_stopped, argv)
 
 
-def _serve_until_stopped(**options: Any) -> int:
+def _serve_until_stopped(*, log_format: str | None, **options: Any) -> int:
+    use_log_format(log_format)
     try:
         with private_files():
             serve(**options)

@@ -21,6 +21,7 @@ from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_
 from fedlearn.deploy.config_file import add_config_option
 from fedlearn.deploy.connectivity import ConnectionProblem, check_connection, is_final, parse_address
 from fedlearn.deploy.keys import CA, NODE_KEY
+from fedlearn.deploy.log_format import add_log_option, use_log_format
 from fedlearn.deploy.node_side.messenger_state import NOT_ADMITTED, STATE_FILE, read_problem
 from fedlearn.deploy.node_side.trainer_client import TrainerClient
 from fedlearn.deploy.processes import Child, Children, flower_environment, module_command, private_files
@@ -188,6 +189,7 @@ def build_parser() -> CommandParser:
     trainer.add_argument("--framework", choices=("torch", "jax"), help="default: the framework of the request")
     trainer.add_argument("--device", help="device that trains, e.g. cuda:0")
     trainer.add_argument("--group", help="group that may open the socket too")
+    add_log_option(parser)
     add_config_option(parser, "node.yaml")
     return parser
 
@@ -237,7 +239,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(build_parser(), _serve_until_stopped, argv)
 
 
-def _serve_until_stopped(**options: Any) -> int:
+def _serve_until_stopped(*, log_format: str | None, **options: Any) -> int:
+    use_log_format(log_format)
     try:
         with private_files():
             serve(node_from_args(argparse.Namespace(**options)))

@@ -25,9 +25,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
 from fedlearn.core.import_path import search_working_folder_last
-from fedlearn.core.plain_text import PlainFormatter
 from fedlearn.core.version import VERSION
 from fedlearn.deploy.config_file import add_config_option
+from fedlearn.deploy.log_format import add_log_option, configure_logging, use_log_format
 from fedlearn.deploy.node_side.client_states import ClientStates
 from fedlearn.deploy.node_side.data_files import record_opened_files
 from fedlearn.deploy.node_side.experiment import NodeConfig
@@ -131,11 +131,11 @@ def _serve_until_stopped(
     client_states: Path,
     keys: Path | None,
     group: str | None,
+    log_format: str | None,
     **options: Any,
 ) -> int:
-    handler = logging.StreamHandler()
-    handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    use_log_format(log_format)
+    configure_logging()
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
@@ -181,6 +181,7 @@ def build_parser() -> CommandParser:
     parser.add_argument("--framework", choices=("torch", "jax"), help="default: the framework of the request")
     parser.add_argument("--device", default="cpu", help="device that trains, e.g. cpu or cuda:0")
     parser.add_argument("--group", help="group that may open the socket too")
+    add_log_option(parser)
     add_config_option(parser, "trainer.yaml")
     return parser
 

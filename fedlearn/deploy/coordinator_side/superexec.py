@@ -17,6 +17,7 @@ from typing import Any
 
 from fedlearn.deploy.coordinator_side.environment import STATE_ENV
 from fedlearn.deploy.coordinator_side.run_recovery import PROCESSES_FILE
+from fedlearn.deploy.log_format import stamp_output
 from fedlearn.deploy.processes import die_with_parent, module_command
 from fedlearn.flower.compat import executor, run_serverapp, run_superexec, serverapp_arguments
 
@@ -60,6 +61,7 @@ class RunExecutor:
 
 def main() -> None:
     """Run the SuperExec, or the process of a run, with the arguments of this process."""
+    stamp_output()  # in the log file; Flower copies the output of a run before it reaches the stamped stream
     if sys.argv[1:2] == [RUN]:
         run_serverapp(sys.argv[2:], token=sys.stdin.readline().strip())
     else:

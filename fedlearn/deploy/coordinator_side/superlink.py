@@ -19,6 +19,7 @@ from fedlearn.deploy.coordinator_side.request_limits import MAX_CONNECTIONS, App
 from fedlearn.deploy.coordinator_side.run_api import RunApi
 from fedlearn.deploy.coordinator_side.submissions import Submissions
 from fedlearn.deploy.keys import KeysError, read_admitted
+from fedlearn.deploy.log_format import stamp_output
 from fedlearn.deploy.persons import Persons
 from fedlearn.flower.compat import run_superlink, signing_key
 
@@ -52,6 +53,7 @@ class AdmittedNodes:
 
 def main() -> None:
     """Run the SuperLink, with the command-line arguments of ``flower-superlink``."""
+    stamp_output()
     state = Path(os.environ[STATE_ENV])
     persons = Persons(Path(os.environ[PERSONS_ENV]), os.environ[LOCAL_DIGEST_ENV])
     nodes = AdmittedNodes(Path(os.environ[NODES_ENV]))

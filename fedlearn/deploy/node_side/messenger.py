@@ -24,9 +24,10 @@ import httpx
 from flwr.app import Error, Message
 
 from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
-from fedlearn.core.plain_text import PlainFormatter, plain_line
+from fedlearn.core.plain_text import plain_line
 from fedlearn.deploy.connectivity import explain, read_key_file
 from fedlearn.deploy.keys import CA, NODE_KEY
+from fedlearn.deploy.log_format import configure_logging
 from fedlearn.deploy.node_side.messenger_state import NOT_ADMITTED, MessengerState
 from fedlearn.deploy.node_side.trainer_client import TrainerClient, TrainerUnavailable
 from fedlearn.deploy.processes import die_with_parent
@@ -201,9 +202,7 @@ def build_parser() -> CommandParser:
 def carry_messages(*, coordinator: str, keys: Path, socket: Path, state: Path) -> int:
     """Pass messages on until the process ends, and return its exit code."""
     die_with_parent()
-    handler = logging.StreamHandler()
-    handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    configure_logging()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # otherwise each poll logs a line
     certificates, key = read_key_file(keys / CA).encode(), (keys / NODE_KEY).read_bytes()
     fleet = FleetClient(coordinator, certificates=certificates, private_key=key)
