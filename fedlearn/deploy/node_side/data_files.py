@@ -5,6 +5,7 @@ The files of a scenario are all files in the operator's data folder, and all fil
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import sysconfig
@@ -74,6 +75,11 @@ class DataFiles:
         present = self._read_versions()
         names = {name for name in self._versions.keys() | present if self._versions.get(name) != present.get(name)}
         return sorted(os.path.basename(name) for name in names)
+
+    def digest(self) -> str:
+        """Return a digest of names, sizes and times of change of the files in use; empty without files."""
+        versions = sorted((os.path.basename(name), *version) for name, version in self._versions.items())
+        return hashlib.sha256(repr(versions).encode()).hexdigest() if versions else ""
 
     def forget(self) -> None:
         """Forget all files, because no data are in memory."""

@@ -77,6 +77,10 @@ class ExperimentBuilder:
             self._built.clear()
             self._files.forget()
 
+    def data_digest(self) -> str:
+        """Return a digest of names, sizes and times of change of the data files in use; empty without files."""
+        return self._files.digest()
+
     def strategy(
         self, settings: Mapping[str, Any], scenario: Scenario, local: LocalSettings
     ) -> tuple[Strategy, LocalSettings]:

@@ -45,7 +45,7 @@ class NodeAudit:
             response: response that is about to leave.
             policy: policy in force.
             epsilon: largest privacy loss of a client so far, over all runs; None if the node has no ledger.
-            data: digest of the data in use; empty if it is unknown.
+            data: digest of names, sizes and times of the data files in use; empty if they are unknown.
 
         Raises:
             OSError: The line cannot be written. Then the response must not leave.

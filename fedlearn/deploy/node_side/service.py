@@ -91,7 +91,8 @@ class NodeService:
         response = self._respond(request)
         try:
             epsilon = self.budget.epsilon()
-            self.audit.record(request, response, policy=self.policy, epsilon=epsilon)
+            data = self.builder.data_digest()
+            self.audit.record(request, response, policy=self.policy, epsilon=epsilon, data=data)
         except Exception:  # nothing leaves without a line in the audit log
             log.exception("the audit log cannot be written")
             return NodeResponse.refuse(request, _refusal(RefusalCode.INTERNAL, "see the traceback above", request))

@@ -67,3 +67,15 @@ print([before, files.changes()])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[[], ['far.csv']]"
+
+
+def test_the_digest_of_the_data_changes_with_each_change_and_names_no_folder(tmp_path):
+    (tmp_path / "north.csv").write_text("a,b\n1,2\n")
+    files, digests = DataFiles(tmp_path), set()
+    assert files.digest() == ""
+    for change in (lambda path: None, lambda path: path.write_text("a,b\n1,3,4\n"), lambda path: path.unlink()):
+        change(tmp_path / "north.csv")
+        files.remember(set())
+        digests.add(files.digest())
+    assert len(digests) == 3
+    assert "" in digests
