@@ -1,4 +1,4 @@
-"""``python -m simulations.benchmarks.rules``: measure the time of robust aggregation rules on updates of a large model.
+"""``python -m simulations.benchmarks.rules``: measure the processor time of robust rules on updates of a large model.
 
 Shapes: K clients, D parameters.
 """
@@ -32,15 +32,17 @@ RULES: Mapping[str, Callable[..., Strategy]] = {
 
 
 def seconds(strategy: Strategy, updates: Updates) -> float:
-    """Return the wall-clock time of the aggregation of one block of updates, seconds."""
-    began = time.perf_counter()
+    """Return the processor time of the aggregation of one block of updates, seconds of all threads together."""
+    began = time.process_time()
     aggregate_updates(strategy.aggregate, updates)
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command, and return the exit code."""
-    parser = command_parser("simulations.benchmarks.rules", "Measure the time of robust rules with many large updates.")
+    parser = command_parser(
+        "simulations.benchmarks.rules", "Measure the processor time of robust rules on large updates."
+    )
     parser.add_argument("--updates", type=int, default=100, help="number of updates (default 100)")
     parser.add_argument("--parameters", type=int, default=1_000_000, help="number of parameters (default 1,000,000)")
     parser.add_argument("--repeat", type=int, default=3, help="measurements per rule; prints the shortest (default 3)")

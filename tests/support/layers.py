@@ -62,6 +62,7 @@ TABLE = {
     "tests/simulations/test_privacy_utility": "cli",
     "tests/simulations/test_report": "cli",
     "tests/simulations/test_robustness": "cli",
+    "tests/simulations/test_scale_benchmark": "process",
     "tests/simulations/test_secagg_benchmark": "cli",
     "tests/strategies/test_heterogeneity": "framework",
     "tests/strategies/test_local_steps": "framework",
