@@ -67,12 +67,14 @@ class RunOutcome:
         score: main metric at the last evaluation.
         folder: run folder; None if the run has none.
         reason: cause of an early end; empty otherwise.
+        metric: name of the main metric; empty without rounds.
     """
 
     exit_code: int
     score: float = float("nan")
     folder: Path | None = None
     reason: str = ""
+    metric: str = ""
 
 
 def run_rounds(
@@ -125,6 +127,7 @@ def run_rounds(
         score=float("nan") if value is None else value,
         folder=run.folder,
         reason=ending.reason,
+        metric=run.main_metric,
     )
 
 

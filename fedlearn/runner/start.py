@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -18,8 +16,6 @@ from fedlearn.callbacks.run_history import METRICS_FILE
 from fedlearn.core.command_line import (
     BAD_CONFIGURATION,
     DONE,
-    FAILED,
-    STOPPED,
     UsageError,
     exit_code,
     terminate_as_interrupt,
@@ -27,8 +23,8 @@ from fedlearn.core.command_line import (
 from fedlearn.errors import FedlearnError
 from fedlearn.runner.builders import BuildError
 from fedlearn.runner.callbacks import build_callbacks
-from fedlearn.runner.compat import command_line_parser, job_overrides, parse_override, run_command_line, run_folder
-from fedlearn.runner.compose import CONF_DIR, Job, compose, setting_of, with_custom_targets
+from fedlearn.runner.compat import command_line_parser, parse_override, run_command_line
+from fedlearn.runner.compose import CONF_DIR, Job, compose, with_custom_targets
 from fedlearn.runner.config import Plan, build_plan
 from fedlearn.runner.dry_run import is_dry_run, print_dry_run, refuse_dry_run
 from fedlearn.runner.environment import set_environment
@@ -40,9 +36,9 @@ from fedlearn.runner.run_config import write_run_config
 from fedlearn.runner.run_description import build_run_info
 from fedlearn.runner.run_folder import LOG_FILE, locked_run_folder, reserve_run_folder, reserve_sweep_folder
 from fedlearn.runner.run_mode import SIMULATION, RunMode
+from fedlearn.runner.sweep import BASIC_LAUNCHER, Sweep
 from fedlearn.runner.training_data import write_data_digests, write_held_out_rows
 
-MAX_FOLDER_NAME = 100  # characters; the number of the job at the start keeps names distinct
 log = logging.getLogger(__name__)
 
 
@@ -150,50 +146,19 @@ def _build_plan(cfg: DictConfig) -> Plan | None:
 
 
 def _sweep(args: Namespace, first: Job) -> int:
-    """Run the jobs of a sweep in order. A failed job does not stop the others; Ctrl-C does."""
-    codes, fixed = (
-        [DONE],
-        [override.setting for text in args.overrides for override in parse_override(text) if not override.is_sweep],
-    )
-
-    def job(cfg: DictConfig) -> float:
-        created, outcome = run_folder(), RunOutcome(exit_code=FAILED)
-        varied = [override for override in job_overrides() if setting_of(override) not in fixed]
-        folder = job_folder(created, varied)
-        sys.stdout.write(f"job {created.name}: {', '.join(varied) or 'no setting varies'}\n")
-
-        def body() -> int:
-            nonlocal outcome
-            outcome = run(Job(cfg=cfg, folder=folder, chosen=True))
-            return outcome.exit_code
-
-        codes.append(exit_code(body))
-        if codes[-1] == STOPPED:
-            raise KeyboardInterrupt
-        with suppress(OSError):  # remove the empty folder that Hydra created
-            created.rmdir()
-        return outcome.score
-
+    parsed = [override for text in args.overrides for override in parse_override(text)]
     folder = reserve_sweep_folder(first.sweep_folder, chosen=first.chosen)
     args.overrides.append(f"hydra.sweep.dir={quote_value(str(folder))}")
-    return max(_hydra(args, job), *codes)
-
-
-def job_folder(created: Path, varied: Sequence[str]) -> Path:
-    """Return the run folder of a job, whose name has the number of the job and the settings that vary.
-
-    A folder that the user named with ``hydra.sweep.subdir`` keeps its name.
-
-    >>> job_folder(Path("multirun/3"), ["strategy=fedprox", "local.learning_rate=0.1"]).name
-    '3_strategy=fedprox_learning_rate=0.1'
-    """
-    if not created.name.isdigit() or not varied:
-        return created
-    short = "_".join(
-        text.lstrip("+").rpartition("=")[0].rpartition(".")[2] + "=" + text.rpartition("=")[2] for text in varied
+    sweep = Sweep(
+        folder=folder,
+        fixed=frozenset(override.setting for override in parsed if not override.is_sweep),
+        run=run,
+        is_parallel=first.choices.get("hydra/launcher", BASIC_LAUNCHER) != BASIC_LAUNCHER,
     )
-    plain = re.sub(r"[^\w.=,-]+", "-", short)
-    return created.with_name(f"{created.name}_{plain}"[:MAX_FOLDER_NAME])
+    try:
+        return max(_hydra(args, sweep), sweep.worst_exit_code())
+    finally:
+        sweep.close()
 
 
 def _hydra(args: Namespace, job: Callable[[DictConfig], float | None]) -> int:

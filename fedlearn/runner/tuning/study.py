@@ -16,7 +16,7 @@ from typing import Any
 
 from fedlearn.core.private_files import write_private_json
 from fedlearn.errors import FedlearnError, MissingExtra, is_count, require
-from fedlearn.runner.start import job_folder
+from fedlearn.runner.sweep import job_folder
 from fedlearn.runner.tuning.search_space import Range, SearchSpace
 from fedlearn.runner.tuning.trial_run import TrialResult, TrialWatch, run_trial
 
