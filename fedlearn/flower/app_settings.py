@@ -15,7 +15,7 @@ NUM_SUPERNODES = "num-supernodes"  # Flower's name of the number of nodes
 NODE_CONFIG = "node_config."
 FIXED_NODE_CONFIG = ("partition-id", "num-partitions")
 USAGE = "python -m fedlearn.flower.run path/to/app num_nodes=100"
-OWN_SETTINGS = {"num_nodes": DEFAULT_NUM_NODES, "max_failures": 0.0, "federation": "local-simulation"}
+COMMAND_SETTINGS = {"num_nodes": DEFAULT_NUM_NODES, "max_failures": 0.0, "federation": "local-simulation"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ def parse_settings(settings: Sequence[str]) -> RunSettings:
         SettingError: a setting has no ``=``, or a value is out of range.
     """
     node_words = [word for word in settings if word.startswith(NODE_CONFIG)]
-    ours, others = take_settings([word for word in settings if word not in node_words], OWN_SETTINGS)
+    ours, others = take_settings([word for word in settings if word not in node_words], COMMAND_SETTINGS)
     num_nodes, max_failures = ours.get("num_nodes"), ours.get("max_failures", 0.0)
     require(num_nodes is None or is_count(num_nodes), "num_nodes", num_nodes, "a whole number >= 1", "num_nodes=10")
     is_share = is_number(max_failures, at_least=0) and max_failures <= 1
