@@ -28,7 +28,7 @@ from fedlearn.web.sources import Source
 STATIC = Path(__file__).parent / "static"
 FILES = {"page.js": "text/javascript", "page.css": "text/css", "icon.svg": "image/svg+xml"}
 SIGN_IN_FILES = ("page.css", "icon.svg")  # files for persons who have not signed in
-MAX_FORM_BYTES = 4096
+MAX_FORM_BYTES, FORM_TIMEOUT_S = 4096, 10.0
 COOKIE = "__Host-fedlearn"  # with this prefix browsers require TLS, the path / and no other domain
 SIGN_OUT_FORM = '<form method="post" action="/sign-out"><button>Sign out</button></form>'
 FAILED_NOTE = '<p class="warning" role="alert">The token is wrong.</p>'
@@ -162,12 +162,16 @@ def _fill(name: str, part: str) -> str:
 
 
 async def _read_token(request: Request) -> str:
-    """Return the token of the form; empty for another or a longer body."""
+    """Return the token of the form; empty for another, a longer or a slow body."""
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_FORM_BYTES:
-            return ""
+    try:
+        async with asyncio.timeout(FORM_TIMEOUT_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_FORM_BYTES:
+                    return ""
+    except TimeoutError:
+        return ""
     try:
         fields = parse_qs(body.decode("utf-8", "replace"), max_num_fields=4)
     except ValueError:

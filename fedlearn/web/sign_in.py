@@ -15,7 +15,7 @@ SESSION_S = 12 * 3600.0  # seconds after which a person signs in again
 MAX_SESSIONS = 500  # sessions that are kept, the newest first
 WINDOW_S = 60.0  # seconds in which failed attempts are counted
 MAX_FAILED = 5  # failed attempts of one address within the window
-MAX_FAILED_TOTAL = 30  # failed attempts of all addresses within the window
+MAX_FAILED_TOTAL = 300  # failed attempts of all addresses within the window; a token has 256 random bits
 
 
 class Accounts(Protocol):

@@ -165,6 +165,26 @@ def test_a_body_with_many_fields_or_another_type_opens_no_session(folder):
         assert browser.post("/sign-in", content=body).headers["location"] == "/?failed"
 
 
+def test_a_slow_body_ends_its_request(folder, monkeypatch):
+    monkeypatch.setattr(web_app, "FORM_TIMEOUT_S", 0.05)
+
+    async def request():
+        head = [(b"host", HOST.encode())]
+        scope = {"type": "http", "method": "POST", "path": "/sign-in", "query_string": b"", "headers": head}
+        sent = []
+
+        async def receive():
+            await asyncio.sleep(60)
+
+        async def send(message):
+            sent.append(message)
+
+        await build_app(FolderSource(folder), hosts=[HOST], accounts=People())(scope, receive, send)
+        return sent[0]["status"]
+
+    assert asyncio.run(asyncio.wait_for(request(), 30)) == 303
+
+
 def test_guesses_are_limited_by_address_and_in_total(folder):
     browser = client(folder, People())
     codes = [sign_in(browser, secret="wrong").status_code for _ in range(MAX_FAILED + 2)]

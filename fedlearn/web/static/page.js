@@ -291,7 +291,11 @@ function connect() {
     live("no connection, trying again", false);
     if (events.readyState === EventSource.CLOSED) setTimeout(() => location.reload(), RELOAD_MS);
   });
-  events.addEventListener("state", (event) => showState(JSON.parse(event.data)));
+  events.addEventListener("state", (event) => {
+    const state = JSON.parse(event.data);
+    showState(state);
+    if (key && !state.runs.some((run) => run.key === key)) byId("run-line").textContent = "No run has this name here.";
+  });
   events.addEventListener("run", (event) => showRun(JSON.parse(event.data)));
 }
 
