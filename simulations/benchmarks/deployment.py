@@ -1,0 +1,198 @@
+"""``python -m simulations.benchmarks.deployment``: measure the cost of coordinator and nodes at rest, and of a round.
+
+All processes are on this machine and are started by their commands. Stub nodes are threads that connect, report and
+poll as the messenger of a node does, and do no work.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from fedlearn.callbacks.tables import print_table
+from fedlearn.core.command_line import take_settings
+from fedlearn.errors import FedlearnError, require
+from fedlearn.flower.compat import FleetClient
+from fedlearn.protocol.polling import poll_interval
+from simulations.benchmarks.speed import BAD_SETTING, DONE, machine
+
+DEFAULTS = {"stubs": 200, "seconds": 60, "rounds": 10}
+LIMITS = {
+    "memory of a node at rest, MiB": 300.0,
+    "processor of the coordinator, cores": 0.5,
+    "a round without work, s": 1.0,
+}
+HEARTBEAT_S, MAX_POLL_S = 10.0, 6.0  # as in fedlearn.deploy.node_side.messenger
+START_TIMEOUT_S = 240.0
+POLICY = '{"scenarios": {"diabetes": {"partition": {"one_of": ["iid"]}}}, "strategies": {"fedavg": {}}, "max_rounds": 10000}'
+HELP = """\
+python -m simulations.benchmarks.deployment [setting=value ...]
+
+Measure a federation on this machine, over TLS.
+
+  stubs=200      number of stub nodes that are connected and have no work
+  seconds=60     time for which the processor time of the coordinator is measured
+  rounds=10      rounds of the run with two nodes; the median of their times is shown
+
+Exit codes: 0 done, 2 bad setting.
+"""
+
+
+def memory_mib(process: int) -> float:
+    """Return the proportional memory (PSS) of a process and of all its child processes, in MiB."""
+    total = 0
+    for member in family(process):
+        with suppress(OSError, StopIteration):
+            lines = Path(f"/proc/{member}/smaps_rollup").read_text(encoding="ascii").splitlines()
+            total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total / 1024
+
+
+def processor_s(process: int) -> float:
+    """Return the processor time of a process and of all its child processes so far, in seconds."""
+    ticks = 0
+    for member in family(process):
+        with suppress(OSError):
+            fields = Path(f"/proc/{member}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def family(process: int) -> list[int]:
+    """Return the ids of a process and of all its living child processes."""
+    found = [process]
+    for member in found:
+        with suppress(OSError):
+            children = Path(f"/proc/{member}/task/{member}/children").read_text(encoding="ascii")
+            found += [int(child) for child in children.split()]
+    return found
+
+
+@contextmanager
+def started(folder: Path, name: str, *arguments: str) -> Iterator[int]:
+    """Start a command of fedlearn, wait until it is ready, and yield its process id; end it after the block."""
+    log = folder / f"{name}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen([sys.executable, "-m", *arguments], stdout=output, stderr=output, cwd=folder)
+    try:
+        ends = time.monotonic() + START_TIMEOUT_S
+        while b"\nready\n" not in log.read_bytes():
+            if process.poll() is not None or time.monotonic() > ends:
+                raise FedlearnError(f"{name} did not start: {log.read_text(errors='replace')}")
+            time.sleep(0.2)
+        yield process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def fedlearn_command(folder: Path, *arguments: str) -> None:
+    """Run a command of fedlearn to its end."""
+    done = subprocess.run([sys.executable, "-m", *arguments], cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise FedlearnError(f"{' '.join(arguments)} failed: {done.stdout}{done.stderr}")
+
+
+def serve_coordinator(folder: Path, stack: ExitStack, names: Sequence[str]) -> tuple[int, str]:
+    """Create keys and start a coordinator; return its process id and address."""
+    keys = ("fedlearn.deploy.keys", "create", "keys", "--host", "localhost", "--nodes", *names)
+    fedlearn_command(folder, *keys)
+    command = ("fedlearn.deploy.coordinator", "--keys", "keys/coordinator", "--port", "0")
+    process = stack.enter_context(started(folder, "coordinator", *command))
+    return process, (folder / "coordinator/address").read_text(encoding="ascii").strip()
+
+
+def run_stub(folder: Path, name: str, address: str, ended: threading.Event) -> None:
+    """Connect a stub node, and let it report and poll until the event."""
+    keys = folder / "keys/nodes" / name
+    certificates, key = (keys / "ca.crt").read_bytes(), (keys / "node.key").read_bytes()
+    fleet = FleetClient(address, certificates=certificates, private_key=key)
+    node_id, start, reported = fleet.activate(1.5 * HEARTBEAT_S), time.monotonic(), time.monotonic()
+    while not ended.wait(poll_interval(time.monotonic() - start, MAX_POLL_S, shortest_s=0.1)):
+        if time.monotonic() - reported >= HEARTBEAT_S:
+            fleet.heartbeat(node_id, 1.5 * HEARTBEAT_S)
+            reported = time.monotonic()
+        fleet.pull(node_id)
+    fleet.deactivate(node_id)
+
+
+def measure_idle_coordinator(num_stubs: int, seconds: float) -> float:
+    """Return the processor time of a coordinator per second, with connected nodes that have no work."""
+    with TemporaryDirectory(prefix="fl-") as name, ExitStack() as stack:
+        folder, names, ended = Path(name), [f"n{number}" for number in range(num_stubs)], threading.Event()
+        process, address = serve_coordinator(folder, stack, names)
+        threads = [threading.Thread(target=run_stub, args=(folder, node, address, ended)) for node in names]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.05)
+        time.sleep(2 * seconds)  # an idle node polls less and less often
+        before, start = processor_s(process), time.monotonic()
+        time.sleep(seconds)
+        used = (processor_s(process) - before) / (time.monotonic() - start)
+        ended.set()
+        for thread in threads:
+            thread.join()
+    return used
+
+
+def measure_nodes(rounds: int) -> tuple[float, float, float]:
+    """Return the memory of a node at rest and after a run, in MiB, and the median time of a round in seconds."""
+    with TemporaryDirectory(prefix="fl-") as name, ExitStack() as stack:
+        folder = Path(name)
+        _, address = serve_coordinator(folder, stack, ["a", "b"])
+        (folder / "policy.yaml").write_text(POLICY, encoding="utf-8")
+        nodes = []
+        for client, node in enumerate(("a", "b")):
+            place = ("--coordinator", address, "--keys", f"keys/nodes/{node}", "--state", node)
+            command = ("fedlearn.deploy.node", *place, "--policy", "policy.yaml", "--client", str(client))
+            nodes.append(stack.enter_context(started(folder, f"node {node}", *command)))
+        time.sleep(5.0)
+        at_rest = max(memory_mib(node) for node in nodes)
+        settings = ("scenario=diabetes", "partition.num_clients=2", f"rounds={rounds}", "report=false")
+        submit = ("fedlearn.deploy.submit", "--coordinator", address, "--keys", "keys/operator")
+        fedlearn_command(folder, *submit, *settings, "hydra.run.dir=run")
+        lines = (folder / "outputs/run/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        times = [float(json.loads(line)["seconds"]) for line in lines[1:]]
+        return at_rest, max(memory_mib(node) for node in nodes), median(times)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print a table, and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(arguments):
+        sys.stdout.write(HELP)
+        return DONE
+    try:
+        settings: dict[str, Any] = DEFAULTS | take_settings(arguments, DEFAULTS)[0]
+        for setting, value in settings.items():
+            require(type(value) is int and value > 0, setting, value, "a whole number >= 1", f"{setting}=10")
+    except FedlearnError as error:
+        sys.stderr.write(f"{error}\n")
+        return BAD_SETTING
+    sys.stdout.write(f"{machine()}\n")
+    _print(settings)
+    return DONE
+
+
+def _print(settings: dict[str, Any]) -> None:
+    at_rest, after_run, round_s = measure_nodes(settings["rounds"])
+    cores = measure_idle_coordinator(settings["stubs"], settings["seconds"])
+    measured = dict(zip(LIMITS, (at_rest, cores, round_s), strict=True))
+    rows = [[name, f"{value:.2f}", f"{LIMITS[name]:g}"] for name, value in measured.items()]
+    last = ["memory of a node after a run, MiB", f"{after_run:.2f}", ""]
+    print_table([["cost", "measured", "limit"], *rows, last])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
