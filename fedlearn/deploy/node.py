@@ -85,7 +85,7 @@ def serve(node: Node) -> None:
 
 
 def _serve(node: Node) -> None:
-    (node.state / STATE_FILE).unlink(missing_ok=True)  # of an earlier process
+    (node.state / STATE_FILE).unlink(missing_ok=True)  # an earlier process has left it
     trainer_client = TrainerClient(node.socket.resolve())
     with Children() as children:
         trainer = children.start(_trainer(node, node.trainer_args)) if node.trainer_args is not None else None

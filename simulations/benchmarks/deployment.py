@@ -35,7 +35,11 @@ LIMITS = {
 }
 HEARTBEAT_S, MAX_POLL_S = 10.0, 6.0  # as in fedlearn.deploy.node_side.messenger
 START_TIMEOUT_S = 240.0
-POLICY = '{"scenarios": {"diabetes": {"partition": {"one_of": ["iid"]}}}, "strategies": {"fedavg": {}}, "max_rounds": 10000}'
+POLICY = """\
+scenarios: {diabetes: {partition: {one_of: [iid]}}}
+strategies: {fedavg: {}}
+max_rounds: 10000
+"""
 HELP = """\
 python -m simulations.benchmarks.deployment [setting=value ...]
 

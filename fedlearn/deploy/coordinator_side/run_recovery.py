@@ -52,7 +52,7 @@ class RunControl(Protocol):
         ...
 
     def start(self, fab: Any, config: Mapping[str, Any]) -> int:
-        """Start a run."""
+        """Start a run, and return its id."""
         ...
 
     def stop(self, run_id: int) -> None:

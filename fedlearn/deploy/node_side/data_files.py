@@ -25,7 +25,7 @@ _recorders: list[tuple[int, set[str]]] = []  # thread -> names of opened files
 
 
 def record_opened_files() -> None:
-    """Let `recorded` see the files that this process opens. Call this once, in a process of its own."""
+    """Enable `recorded` for the rest of this process; call this function once."""
     sys.addaudithook(_record)
 
 
