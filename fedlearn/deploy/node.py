@@ -89,11 +89,11 @@ def _serve(node: Node) -> None:
     trainer_client = TrainerClient(node.socket.resolve())
     with Children() as children:
         trainer = children.start(_trainer(node, node.trainer_args)) if node.trainer_args is not None else None
+        _wait_for_coordinator(node)
+        messenger = children.start(_messenger(node))  # it ends the last connection, and connects when the trainer works
         children.wait_for(
             lambda: not trainer_client.problem(), f"the trainer at {node.socket}", timeout_s=TRAINER_TIMEOUT_S
         )
-        _wait_for_coordinator(node)
-        messenger = children.start(_messenger(node))
         metrics = _start_metrics(node, [trainer, messenger] if trainer else [messenger])
         watches = [
             Watch("the trainer", lambda: read_problem(node.state, "trainer"), trainer),

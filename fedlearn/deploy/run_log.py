@@ -66,6 +66,8 @@ class Follower:
     _num_sent: int = field(default=0, init=False)  # number of stops that were sent to the coordinator
     _shown_until: float = field(default=0.0, init=False)  # timestamp of the last shown piece of the log
     _partial_line: str = field(default="", init=False)
+    _waits_for: str = field(default="", init=False)  # part whose answer this program awaits; empty while a run is shown
+    _reported_at: float = field(default_factory=time.monotonic, init=False)  # time of the last line
 
     def run(self, request: Mapping[str, Any]) -> int:
         """Submit a run, show it until it ends, and return its exit code.
@@ -122,7 +124,7 @@ class Follower:
         Raises:
             ConnectionProblem: The coordinator is lost for more than ``reconnect_timeout_s``.
         """
-        with self._stoppable():
+        with self._stoppable(), self._watchdog():
             while True:
                 try:
                     status = self._watch(run_id)
@@ -143,16 +145,13 @@ class Follower:
 
         A run that was stopped has its successor already.
         """
-        start = reported = time.monotonic()
-        deadline = start + (SUCCESSOR_TIMEOUT_S if status.sub_status != "stopped" else 0.0)
+        self._waits_for = "the coordinator, which resumes the run"
+        deadline = time.monotonic() + (SUCCESSOR_TIMEOUT_S if status.sub_status != "stopped" else 0.0)
         control = CoordinatorClient(self.address, self.keys)
         try:
             while (successor := control.successor(run_id)) is None and time.monotonic() < deadline:
                 self.on_idle()
                 time.sleep(0.5)
-                if time.monotonic() - reported > SILENCE_TIMEOUT_S:
-                    reported = time.monotonic()
-                    self._report("waiting    for the coordinator to resume the run")
             return successor
         except ConnectionProblem as error:
             raise Disconnected(_first_line(error)) from error
@@ -178,14 +177,16 @@ class Follower:
                 self.on_idle()
                 self._send_stop(control, run_id)
                 with suppress(queue.Empty):
+                    self._waits_for = ""
                     piece = lines.get(timeout=0.3)
-                    last_line = time.monotonic()
+                    last_line = self._reported_at = time.monotonic()
                     if piece is None:
                         return self._final_status(control, run_id)
                     if isinstance(piece, Exception):
                         raise Disconnected(_first_line(piece))
                     self._show(*piece)
                 if time.monotonic() - last_line > SILENCE_TIMEOUT_S:
+                    self._waits_for = "an answer of the coordinator"
                     self._require_start(control, run_id, time.monotonic() - start)
                     self._report_wait(control, run_id)
                     last_line = time.monotonic()
@@ -248,8 +249,8 @@ class Follower:
             self._num_sent += 1
 
     def _wait_for_coordinator(self) -> None:
-        reported = time.monotonic()
-        deadline = reported + self.reconnect_timeout_s
+        self._waits_for = "the coordinator"
+        deadline = time.monotonic() + self.reconnect_timeout_s
         while True:
             try:
                 control = CoordinatorClient(self.address, self.keys)
@@ -263,9 +264,6 @@ class Follower:
                     raise ConnectionProblem(f"{error}\n  later     {self._format_resume_command()}") from error
                 self.on_idle()
                 time.sleep(0.5)
-                if time.monotonic() - reported > SILENCE_TIMEOUT_S:
-                    reported = time.monotonic()
-                    self._report("waiting    for the coordinator")
 
     def _report_end(self, status: RunStatus, code: int | None) -> int:
         if code is not None:
@@ -299,7 +297,24 @@ class Follower:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
+    @contextmanager
+    def _watchdog(self) -> Iterator[None]:
+        """Name the cause of a silence in a thread, also while a request to the coordinator blocks."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(1.0):
+                if self._waits_for and time.monotonic() - self._reported_at >= SILENCE_TIMEOUT_S:
+                    self._report(f"waiting    for {self._waits_for}")
+
+        threading.Thread(target=watch, daemon=True, name="silence").start()
+        try:
+            yield
+        finally:
+            ended.set()
+
     def _report(self, line: str) -> None:
+        self._reported_at = time.monotonic()
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
 

@@ -54,7 +54,7 @@ class Recorder(io.StringIO):
         if "\n" in text:
             self.times.append(time.monotonic())
         with self.path.open("a") as file:
-            file.write(text)
+            file.write(f"{self.times[-1] - self.times[0]:7.1f} {text}" if "\n" in text else text)
         return super().write(text)
 
     @property

@@ -83,11 +83,17 @@ class Messenger:
                 self._after_error(error)
 
     def _connect(self) -> None:
-        """End the last connection, so that the coordinator knows about its lost messages, and start a new one."""
+        """End the last connection, so that the coordinator knows about its lost messages, and start a new one.
+
+        A node is connected only with a trainer that works.
+        """
         last = self.state.node_id
         if last:
             with suppress(httpx.HTTPStatusError):  # the connection has ended
                 self.fleet.deactivate(last)
+        while problem := self.trainer.problem():
+            self.state.report(trainer=problem, coordinator="it waits for the trainer")
+            self.sleep(0.5)
         self.state.node_id = self.fleet.activate(1.5 * HEARTBEAT_INTERVAL_S)
         self.state.save_node_id()
         self.state.report(coordinator="")

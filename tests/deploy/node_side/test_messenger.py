@@ -73,10 +73,11 @@ def request(payload=b"question"):
     return message
 
 
-def carry(tmp_path, fleet, call=lambda payload, timeout_s: payload[::-1]):
-    pauses = []
+def carry(tmp_path, fleet, call=lambda payload, timeout_s: payload[::-1], problems=()):
+    pauses, problems = [], list(problems)
     state = MessengerState.load(tmp_path)
-    carrier = Messenger(fleet, SimpleNamespace(call=call), state, "coordinator:8000", sleep=pauses.append)
+    trainer = SimpleNamespace(call=call, problem=lambda: problems.pop(0) if problems else "")
+    carrier = Messenger(fleet, trainer, state, "coordinator:8000", sleep=pauses.append)
     with pytest.raises(Done):
         carrier.run()
     return pauses
@@ -101,6 +102,13 @@ def test_a_messenger_that_was_killed_ends_its_last_connection_at_its_next_start(
     carry(tmp_path, FakeFleet())
     fleet = FakeFleet()
     carry(tmp_path, fleet)
+    assert fleet.log == ["deactivate 7", "activate", "pull"]
+
+
+def test_the_last_connection_ends_at_once_and_the_next_starts_with_a_trainer_that_works(tmp_path):
+    carry(tmp_path, FakeFleet())
+    fleet = FakeFleet()
+    assert carry(tmp_path, fleet, problems=["it does not listen", "it does not answer"]) == [0.5, 0.5]
     assert fleet.log == ["deactivate 7", "activate", "pull"]
 
 
@@ -129,14 +137,16 @@ def test_a_dead_trainer_is_an_error_without_paths_of_the_node(tmp_path, caplog):
 def test_the_last_connection_is_waited_for_and_a_revoked_key_is_final(tmp_path):
     fleet = FakeFleet(activations=[refused(412), refused(412), 7])
     assert carry(tmp_path, fleet) == [0.5, 1.0]
-    state = MessengerState.load(tmp_path / "other")
+    state, trainer = MessengerState.load(tmp_path / "other"), SimpleNamespace(problem=lambda: "")
     for revoked in (
         FakeFleet(activations=[refused(401)]),
         FakeFleet([refused(401)]),
         SimpleNamespace(activate=FakeFleet(activations=[refused(412)]).activate, heartbeat=lambda *_: raise_(401)),
     ):
         with pytest.raises(NotAdmitted):
-            Messenger(revoked, None, state, "coordinator:8000", sleep=lambda s: None).run()
+            Messenger(
+                revoked, SimpleNamespace(problem=lambda: ""), state, "coordinator:8000", sleep=lambda s: None
+            ).run()
         state.node_id = 0
 
 
