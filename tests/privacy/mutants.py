@@ -73,6 +73,9 @@ SUBMISSIONS = "tests/deploy/test_submitted_settings.py::"
 
 JAX, JAX_STEPS = "fedlearn/trainers/jax/", "tests/trainers/test_jax_example_privacy.py::"
 
+AVERAGING = "tests/trainers/test_optimizer_averaging.py::"
+LOCAL_STEPS = "tests/strategies/test_local_steps.py::"
+
 MUTANTS: tuple[Mutant, ...] = (
     # the mechanism at the server
     fault(
@@ -948,6 +951,35 @@ MUTANTS: tuple[Mutant, ...] = (
         "    named = name_settings(registry, ",
         "    build_plan(job.cfg)\n    named = name_settings(registry, ",
         SUBMISSIONS + "test_a_submitted_word_runs_nothing_at_the_submitter",
+    ),
+    # local steps of strategies
+    fault(
+        "local steps: averaged optimizer states leave under a mechanism without noise for them",
+        "fedlearn/loop/optimizer_averaging.py",
+        'is_safe = not rule.averages_optimizer or kind in ("none", "example")',
+        "is_safe = True",
+        AVERAGING + "test_averaged_states_are_refused_where_they_would_leave_without_noise",
+    ),
+    fault(
+        "local steps: a rule takes several gradients per step of DP-SGD",
+        "fedlearn/privacy/mechanisms/dp_sgd.py",
+        "refuse_if(strategy.local.gradient is not None, reason",
+        "refuse_if(False, reason",
+        LOCAL_STEPS + "test_noise_on_gradients_of_examples_is_refused_by_name",
+    ),
+    fault(
+        "local steps: rows of padding enter the statistics of a batch",
+        "fedlearn/algorithm/batch.py",
+        "return xp.where(mask, values, xp.zeros_like(values))",
+        "return values",
+        LOCAL_STEPS + "test_clients_train_equally_in_turn_and_together",
+    ),
+    fault(
+        "local steps: a trainer ignores a function of a rule",
+        "fedlearn/loop/rule_support.py",
+        "require(name in supported, ",
+        "require(True, ",
+        LOCAL_STEPS + "test_a_solver_of_its_own_is_no_plain_training_in_silence",
     ),
     # DP-SGD in JAX and NumPy
     fault(

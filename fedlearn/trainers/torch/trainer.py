@@ -8,8 +8,7 @@ Shapes: K clients in a block, D parameters, N examples, S local steps, B batch, 
 from __future__ import annotations
 
 from bdb import BdbQuit
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -25,7 +24,7 @@ from fedlearn.core.model_report import ModelReport
 from fedlearn.core.records import Array, ClientWork, Examples, LocalSettings, MetricSum, Request, Updates
 from fedlearn.core.schedules import learning_rates
 from fedlearn.core.tasks import Task, as_task
-from fedlearn.errors import FedlearnError, SettingError, require
+from fedlearn.errors import FedlearnError, require
 from fedlearn.trainers.base import (
     FROM_MODULE,
     Initializer,
@@ -49,6 +48,7 @@ from fedlearn.trainers.contract import cause_of, kind_of, refuse_training, requi
 from fedlearn.trainers.torch.block_steps import BlockSteps
 from fedlearn.trainers.torch.client_steps import ClientSteps
 from fedlearn.trainers.torch.contract import ModuleCheck, prepare_module
+from fedlearn.trainers.torch.device import one_thread, require_device
 from fedlearn.trainers.torch.dp_sgd import ClippedGradient
 from fedlearn.trainers.torch.flat_model import FlatModel
 from fedlearn.trainers.torch.job import Job
@@ -113,7 +113,7 @@ class TorchTrainer:
         input_shape: tuple[int, ...] | None = None,
         batching: str = "auto",
     ) -> None:
-        _require_device(device)
+        require_device(device)
         require_loss_function(loss)
         network = prepare_module(module, input_shape=input_shape, forward=forward, output=output).to(device)
         module = network.inner
@@ -180,7 +180,7 @@ class TorchTrainer:
         kind = kind_of(examples)
         if kind not in self._reports:
             self._model.load(self.init(0))
-            with _one_thread(self.device):
+            with one_thread(self.device):
                 self._reports[kind] = self._check.check(examples, synthetic=synthetic)
         return self._reports[kind]
 
@@ -188,7 +188,7 @@ class TorchTrainer:
         """Train K clients, in turn or together. See `Trainer.fit`."""
         self.check_model(work[0].examples, synthetic=request.deployed)
         try:
-            with _one_thread(self.device):
+            with one_thread(self.device):
                 return self._fit(request, rule, work)
         except (FedlearnError, torch.OutOfMemoryError, BdbQuit):
             raise
@@ -297,7 +297,7 @@ class TorchTrainer:
         if not clipped.method:
             self._model.load(request.params_D)
             self._model.module.train()
-            with _one_thread(self.device):
+            with one_thread(self.device):
                 clipped.prepare(
                     self._model.inputs(examples.x), self._model.to_device(examples.y), synthetic=request.deployed
                 )
@@ -306,7 +306,7 @@ class TorchTrainer:
         """Return raw outputs ``(N, C)`` in evaluation mode."""
         self._model.load(params_D)
         self._model.module.eval()
-        with torch.inference_mode(), _one_thread(self.device):
+        with torch.inference_mode(), one_thread(self.device):
             parts = prediction_parts(join_inputs(x))
             outputs = [self._model.module(self._model.inputs(part)) for part in parts]
         return torch.cat(outputs).cpu().numpy()
@@ -314,34 +314,3 @@ class TorchTrainer:
     def network(self, params_D: Array) -> nn.Module:
         """Return a copy of the module with these parameters, in evaluation mode."""
         return self._model.network(params_D)
-
-
-def _require_device(device: str) -> None:
-    """Check that torch can use this device.
-
-    Raises:
-        SettingError: The device does not exist.
-    """
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise SettingError("device", device, f"a device of this machine ({reason})", "device=cpu") from error
-
-
-@contextmanager
-def _one_thread(device: str) -> Iterator[None]:
-    """Compute on one thread of this process, then restore the number of threads.
-
-    Models on a CPU are small, and several processes train clients in parallel. A second thread costs more time than it
-    saves. Sums would also depend on the number of threads.
-    """
-    num_threads = torch.get_num_threads()
-    if device == "cpu" and num_threads != 1:
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(num_threads)
-    else:
-        yield
