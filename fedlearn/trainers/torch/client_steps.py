@@ -46,6 +46,7 @@ class ClientSteps:
 
     def __init__(self, model: FlatModel, losses: TrainingLosses, clipped: ClippedGradients) -> None:
         self.model, self.losses, self._clipped = model, losses, clipped
+        self._masks: dict[int, torch.Tensor] = {}  # by size of the batch
 
     def fit(self, job: Job, states: list[dict[str, np.ndarray]]) -> tuple[torch.Tensor, np.ndarray]:
         """Train one client after another. Return the updates and the total losses, and append optimizer states."""
@@ -110,12 +111,17 @@ class ClientSteps:
         self, x_B: Any, y_B: torch.Tensor, rows_B: torch.Tensor, *, losses: Losses
     ) -> tuple[Gradients, torch.Tensor]:
         """Return the gradient of the mean loss, and the loss of each example."""
-        real_B = torch.ones(len(y_B), dtype=torch.bool, device=y_B.device)
-        loss_B = losses(self.model.module, x_B, y_B, real_B)
+        loss_B = losses(self.model.module, x_B, y_B, self._full_mask(len(y_B)))
         mean = torch.dot(
             loss_B, loss_B.new_full(loss_B.shape, 1 / len(loss_B))
         )  # a scalar: torch then imports no sympy
         return torch.autograd.grad(mean, self.model.leaves, materialize_grads=True), loss_B.detach()
+
+    def _full_mask(self, size: int) -> torch.Tensor:
+        """Return the mask of a batch without padding. Batches of one size share it, because steps are short."""
+        if size not in self._masks:
+            self._masks[size] = torch.ones(size, dtype=torch.bool, device=self.model.device)
+        return self._masks[size]
 
     def _split_gradient(
         self, losses: Losses, size: int, x_B: Any, y_B: torch.Tensor, rows_B: torch.Tensor
