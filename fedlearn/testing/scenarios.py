@@ -13,6 +13,7 @@ from numpy.lib.array_utils import byte_bounds
 
 from fedlearn.algorithm.local_rule import plain_training
 from fedlearn.core.federated_data import FederatedData
+from fedlearn.core.inputs import input_arrays
 from fedlearn.core.records import ClientId, ClientWork, Examples, LocalSettings, Request
 from fedlearn.loop.protocols import Trainer
 from fedlearn.loop.scenario import Scenario
@@ -78,7 +79,7 @@ def _check_examples(part: Examples, data: FederatedData, *, like: Examples) -> N
     for name, array, other in (("x", x, np.asarray(like.x)), ("y", y, np.asarray(like.y))):
         kind = (array.shape[1:], array.dtype) == (other.shape[1:], other.dtype)
         assert kind, f"{name} of all clients must have the same shape and dtype, e.g. {other.shape[1:]} {other.dtype}"
-        finite = array.dtype.kind != "f" or np.isfinite(array).all()
+        finite = all(part.dtype.kind != "f" or np.isfinite(part).all() for part in input_arrays(array))
         assert finite, f"{name} must be finite"
     if not data.task.has_classes:
         is_valid = y.dtype.kind == "f" or data.task.decide is not None

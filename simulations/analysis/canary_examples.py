@@ -19,6 +19,7 @@ import numpy as np
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.core.arrays import as_numpy, holds_whole_numbers
 from fedlearn.core.federated_data import FederatedData
+from fedlearn.core.inputs import map_fields
 from fedlearn.core.privacy_guarantee import PrivacyGuarantee, Release
 from fedlearn.core.privacy_ledger import Ledger
 from fedlearn.core.random import Purpose, generator
@@ -143,14 +144,16 @@ def _draw(analysis: AnalysisRun, plan: Plan, scenario: Scenario) -> CanaryClient
 
 def _worst_case(examples: Examples, data: FederatedData, pool: Examples, rng: np.random.Generator) -> Examples:
     """Return examples with a large gradient: a wrong target, and enlarged inputs unless they are whole numbers."""
-    x, y = np.array(examples.x), np.array(examples.y)
-    if not holds_whole_numbers(pool.x):
-        x *= OUTLIER_SCALE
+    x, y = map_fields(_enlarged, np.asarray(examples.x), np.asarray(pool.x)), np.array(examples.y)
     if not data.task.has_classes:
         spread = float(np.std(pool.y)) or 1.0
         return Examples(x, (y + 100 * spread * rng.choice([-1, 1], len(y))).astype(y.dtype))
     num_classes = max(2, data.num_classes)
     return Examples(x, ((y + rng.integers(1, num_classes, len(y))) % num_classes).astype(y.dtype))
+
+
+def _enlarged(x: np.ndarray, pool_x: np.ndarray) -> np.ndarray:
+    return x if holds_whole_numbers(pool_x) else OUTLIER_SCALE * x
 
 
 class _Measured(NamedTuple):

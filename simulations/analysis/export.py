@@ -15,7 +15,7 @@ from safetensors.numpy import save as to_safetensors
 
 from fedlearn.core.checkpoint import atomic_draft, write_atomically
 from fedlearn.data.inputs import CharacterInputs
-from fedlearn.errors import FedlearnError, MissingExtra, SettingError, did_you_mean
+from fedlearn.errors import FedlearnError, MissingExtra, SettingError, did_you_mean, require
 from fedlearn.runner.trained_model import TrainedModel, load_trained_model
 
 FILE_SUFFIXES = {"safetensors": ".safetensors", "torch": ".pt", "onnx": ".onnx"}
@@ -89,6 +89,9 @@ def _onnx(model: TrainedModel, path: Path) -> None:
     from simulations.analysis.export_torch import save_onnx
     from simulations.analysis.onnx_graph import add_preprocessing
 
+    names = ", ".join(model.description.inputs)
+    expected = f"torch or safetensors, because the model has several inputs ({names})"
+    require(not names, "format", "onnx", expected, "format=torch")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     dtype = np.int32 if isinstance(model.inputs, CharacterInputs) else np.float32
     example = np.zeros((1, *model.inputs.input_shape), dtype)

@@ -292,6 +292,29 @@ def test_other_types_of_parameters_become_float32_with_a_warning():
     assert {p.dtype for p in module.parameters()} == {torch.float64}  # the module of the user does not change
 
 
+def test_two_trainers_of_one_module_are_independent_and_leave_it_unchanged():
+    module = nn.Sequential(nn.Linear(6, 1))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    first, second = (TorchTrainer(module, task="binary") for _ in range(2))
+    first.predict(first.init(1) + 1, EXAMPLES.x)
+    second.predict(second.init(1) + 2, EXAMPLES.x)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert np.array_equal(first.init(1), second.init(1))
+    weights = first.network(first.init(1) + 1)[0].weight
+    assert torch.equal(weights, before["0.weight"] + 1)
+
+
+@pytest.mark.slow
+def test_compiled_parts_have_the_names_of_the_plain_module():
+    plain, part, whole = (nn.Sequential(nn.Linear(6, 4), nn.Sequential(nn.Linear(4, 1))) for _ in range(3))
+    part[1] = torch.compile(part[1], backend="eager")
+    whole.compile(backend="eager")
+    for module in (part, whole, torch.compile(plain, backend="eager")):
+        trainer = TorchTrainer(module, task="binary")
+        assert trainer.layout == TorchTrainer(plain, task="binary").layout
+        trainer.check_model(EXAMPLES)
+
+
 def test_the_check_leaves_module_and_generators_as_they_are():
     module = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1)).eval()
     trainer = TorchTrainer(module, task="binary")

@@ -160,6 +160,22 @@ def test_a_scenario_of_data_sets_takes_any_model_of_jax(kind):
     assert scenario.trainer.predict(scenario.trainer.init(1), X).shape == (61, 1)
 
 
+@pytest.mark.slow
+def test_tied_parameters_of_nnx_stay_tied():
+    class Tied(nnx.Module):
+        def __init__(self):
+            self.first, self.out = nnx.Linear(6, 6, rngs=nnx.Rngs(0)), nnx.Linear(6, 1, rngs=nnx.Rngs(1))
+            self.second = self.first
+
+        def __call__(self, x):
+            return self.out(jnp.tanh(self.second(jnp.tanh(self.first(x)))))
+
+    made = trainer(Tied())
+    assert [leaf.name for leaf in made.layout.leaves] == ["first.bias", "first.weight", "out.bias", "out.weight"]
+    module = made.network(trained(made))
+    assert module.first is module.second
+
+
 class Writer(nnx.Module):
     def __init__(self):
         self.out, self.count = nnx.Linear(6, 1, rngs=nnx.Rngs(0)), nnx.Variable(jnp.zeros(()))

@@ -139,6 +139,17 @@ def linen_net():
     return Linen()
 
 
+def test_a_file_of_a_model_names_only_inputs_of_numbers():
+    from fedlearn.data.input_parts import parts_from_json, parts_of, parts_to_json
+
+    parts = parts_of(DATA.train(0).x)
+    assert parts_from_json(parts_to_json(parts)) == parts
+    for bad in ([], {"a b": [[2], "int64"]}, {"ids": [[-1], "int64"]}, {"ids": [[2], "object"]}, {"ids": [2, "int64"]},
+                {f"x{n}": [[1], "int64"] for n in range(100)}):  # fmt: skip
+        with pytest.raises(ValueError, match=r"inputs? "):
+            parts_from_json(bad)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"private": True}, {"micro_batch_size": 2}])
 def test_torch_and_jax_train_equal_models(settings):
@@ -165,6 +176,17 @@ def test_the_conformance_kit_accepts_several_inputs(framework):
     form = data.train(0).x.dtype
     build = {"torch": torch_trainer, "jax": lambda: fedlearn.JaxTrainer(linen_net(), task="binary", input_shape=form)}
     check_trainer(build[framework](), [data.train(client) for client in data.clients])
+
+
+@pytest.mark.slow
+def test_the_conformance_kit_accepts_a_scenario_with_several_inputs():
+    from fedlearn.testing import check_scenario
+
+    def texts(*, seed=1):
+        data = from_arrays(X, Y, assignment=np.arange(48) % 3, task="binary", seed=seed)
+        return Scenario(name="texts", data=data, trainer=torch_trainer())
+
+    check_scenario(texts)
 
 
 class Items(torch.utils.data.Dataset):
@@ -244,6 +266,11 @@ def test_a_run_is_saved_loaded_and_resumed(tmp_path, monkeypatch):
     model = fedlearn.load(result.folder, trainer=scenario.trainer)
     np.testing.assert_array_equal(model.predict_proba(X), result.predict_proba(X))
     assert type(result.model) is Net
+    from simulations.analysis.export import _WRITERS
+
+    with pytest.raises(SettingError, match="several inputs") as caught:
+        _WRITERS["onnx"](model, tmp_path / "model.onnx")
+    assert caught.value.fix == "format=torch"
     for bad, part in (({"ids": IDS}, "the inputs ids"), ({**X, "numbers": NUMBERS[:, :1]}, "shape (1,)"), (IDS, "one")):
         with pytest.raises(DataError) as caught:
             model.predict(bad)
