@@ -64,8 +64,8 @@ class Schedule:
         evaluate_clients: maximum number of clients to evaluate, >= 1; default 1000. Larger populations are sampled once
             per run.
         max_failures: largest number of clients of a round that may fail. A whole number is a count, and a float in
-            [0, 1] is a share of the cohort: 1 is one client, 1.0 is all clients. None, the default, is 30 % of the
-            cohort, and at least one client. A round without any update always stops the run.
+            [0, 1] is a share of the cohort. So 1 is one client, and 1.0 is all clients. None, the default, is 30 % of
+            the cohort, and at least one client. A round without any update always stops the run.
     """
 
     rounds: int

@@ -32,3 +32,11 @@ def test_only_a_response_that_may_come_later_is_transient(code):
     refusal = Refusal(stage=code.stage, code=code)
     assert refusal.is_transient == (code in ("busy", "connection"))
     assert not Refusal(stage=FailureStage.RESPONSE, code=code).is_transient
+
+
+def test_the_messages_of_a_refused_node_on_the_page_are_in_the_code():
+    messages = re.findall(r"^\| `([a-z]+ [^`]+)` \| (?:yes|no) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    sources = [path.read_text(encoding="utf-8") for path in PAGE.parent.rglob("*.py")]
+    text = "\n".join(sources).replace("{owner}", "node")
+    assert len(messages) == 3
+    assert [message for message in messages if message not in text] == []
