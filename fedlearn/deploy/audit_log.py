@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -140,6 +141,27 @@ class AuditLog:
             return Head(int(content["n"]), str(content["hash"])), len(data) - end
         except (ValueError, KeyError, TypeError):  # a line that no `AuditLog` wrote
             return Head(), len(data) - end
+
+
+class RefusalLimit:
+    """Bound the lines that a person can cause with refused requests, so that no person fills the disk.
+
+    Args:
+        max_lines: lines per person within the window.
+        window_s: seconds.
+    """
+
+    def __init__(self, max_lines: int = 100, window_s: float = 3600.0) -> None:
+        self.max_lines, self.window_s = max_lines, window_s
+        self._times: dict[str, list[float]] = {}
+
+    def allows(self, person: str) -> bool:
+        """Count a refused request of a person, and return whether it may have a line."""
+        now = time.monotonic()
+        times = [at for at in self._times.get(person, []) if now - at < self.window_s]
+        is_allowed = len(times) < self.max_lines
+        self._times[person] = [*times, now] if is_allowed else times
+        return is_allowed
 
 
 def verify(folder: Path, noted_head: str = "") -> Verification:

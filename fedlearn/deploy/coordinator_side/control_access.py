@@ -15,7 +15,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedlearn.deploy.audit_log import AuditLog
+from fedlearn.deploy.audit_log import AuditLog, RefusalLimit
 from fedlearn.deploy.coordinator_side.app_bundle import NAME_KEY, PERSON_KEY, REQUEST_KEY, build_app_bundle
 from fedlearn.deploy.coordinator_side.request_limits import (
     CONTROL,
@@ -66,6 +66,7 @@ class ControlAccess:
     def __init__(self, app: App, *, persons: Persons, audit: AuditLog, submissions: Submissions) -> None:
         self.app, self.persons, self.audit, self.submissions = app, persons, audit, submissions
         self._bundle = build_app_bundle()
+        self._limit = RefusalLimit()
         self._reads: dict[tuple[str, ...], float] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -176,6 +177,8 @@ class ControlAccess:
         self.audit.append("request", person=call.person.name, role=str(call.person.role), request=call.name, **fields)
 
     def _log_refusal(self, call: Call, refused: RequestRefused) -> None:
+        if not self._limit.allows(call.person.name):
+            return
         fields = {"request": call.name, "code": refused.status, "reason": refused.reason}
         self.audit.append("request.refused", person=call.person.name, role=str(call.person.role), **fields)
 

@@ -32,6 +32,22 @@ def require_owner(path: Path, person: str | None) -> None:
         raise RunFolderError(f"{path.name} is a run of another person\n  expected  {expected}\n  try       {fix}")
 
 
+def require_outside_runs(folder: Path, runs: Path) -> None:
+    """Refuse a new run folder inside of another run.
+
+    Raises:
+        RunFolderError: A parent of the folder is a run folder.
+    """
+    for parent in folder.resolve().parents:
+        if parent == runs.resolve():
+            return
+        if (parent / DEPLOYMENT_FILE).exists():
+            fix = f"hydra.run.dir={folder.name}"
+            raise RunFolderError(
+                f"the folder {folder.name} is inside of a run\n  expected  a folder of its own\n  try       {fix}"
+            )
+
+
 def owner_of(path: Path) -> str | None:
     """Return the name of the person who started the run of a folder or file; None if it is unknown."""
     path = path.resolve()

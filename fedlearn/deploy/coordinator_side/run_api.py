@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from fedlearn.core.version import VERSION
-from fedlearn.deploy.audit_log import AuditLog, read_events
+from fedlearn.deploy.audit_log import AuditLog, RefusalLimit, read_events
 from fedlearn.deploy.coordinator_side.ownership import owner_of
 from fedlearn.deploy.coordinator_side.request_limits import (
     API_PREFIX,
@@ -60,7 +60,7 @@ class RunApi:
 
     def __init__(self, app: App, *, persons: Persons, runs: Path, state: Path) -> None:
         self.app, self.persons, self.runs, self.state = app, persons, runs, state
-        self.audit = AuditLog(state)
+        self.audit, self._limit = AuditLog(state), RefusalLimit()
         self.routes = {
             "whoami": Route(Role.VIEWER, self._whoami),
             "nodes": Route(Role.VIEWER, lambda person, query: read_members(self.state)),
@@ -96,7 +96,8 @@ class RunApi:
                 raise RequestRefused(403, f"{person.name} has the role {person.role}, expected {route.role}")
             content = route.respond(person, query)
         except RequestRefused as refused:
-            self._log(person, name, query, event="request.refused", code=refused.status, reason=refused.reason)
+            if self._limit.allows(person.name):
+                self._log(person, name, query, event="request.refused", code=refused.status, reason=refused.reason)
             raise
         if route.is_logged:
             self._log(person, name, query)

@@ -15,6 +15,7 @@ import yaml  # type: ignore[import-untyped]
 
 from fedlearn.deploy.coordinator_side.ownership import DEPLOYMENT_FILE
 
+RUN_FILES = (DEPLOYMENT_FILE, "config.yaml", "metrics.jsonl")  # each of them shows the folder of a run
 KEPT_FOLDERS = ("checkpoints",)  # folders that stay at the coordinator
 MAX_FILES = 10_000  # files of a run
 CHUNK_BYTES = 2**20
@@ -70,6 +71,11 @@ def list_files(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+def is_run_folder(folder: Path) -> bool:
+    """Return whether a folder has a run, perhaps one that has just started or failed."""
+    return any((folder / name).exists() for name in RUN_FILES)
+
+
 def read_chunks(folder: Path, path: str) -> Iterator[bytes]:
     """Yield a file of a run in parts.
 
@@ -111,10 +117,11 @@ def progress_values(folder: Path) -> dict[str, Any]:
 
 
 def _paths(folder: Path) -> list[str]:
-    """Return the paths of regular files below a folder, without links, hidden files and `KEPT_FOLDERS`."""
+    """Return the paths of regular files of a run, without links, hidden files, `KEPT_FOLDERS`, and other runs."""
     found = list[str]()
     for place, folders, files in os.walk(folder, followlinks=False):
         folders[:] = sorted(name for name in folders if name not in KEPT_FOLDERS and not name.startswith("."))
+        folders[:] = [name for name in folders if not is_run_folder(Path(place) / name)]
         for name in sorted(files):
             path = Path(place) / name
             if not name.startswith(".") and name != DEPLOYMENT_FILE and stat.S_ISREG(path.lstat().st_mode):

@@ -43,7 +43,7 @@ from fedlearn.deploy.coordinator_side.admission import Admission
 from fedlearn.deploy.coordinator_side.app_bundle import EXIT_MARKER, NAME_KEY, PERSON_KEY, REQUEST_KEY
 from fedlearn.deploy.coordinator_side.connections import connections_of
 from fedlearn.deploy.coordinator_side.environment import NODES_ENV, RUNS_ENV, STATE_ENV
-from fedlearn.deploy.coordinator_side.ownership import DEPLOYMENT_FILE, require_owner
+from fedlearn.deploy.coordinator_side.ownership import DEPLOYMENT_FILE, require_outside_runs, require_owner
 from fedlearn.deploy.coordinator_side.remote_scenario import remote_scenario
 from fedlearn.deploy.coordinator_side.run_audit import audited
 from fedlearn.deploy.coordinator_side.run_process import process_file
@@ -138,6 +138,7 @@ def execute(request: Mapping[str, Any], grid: Grid, run_id: int, runs: Path) -> 
         require_owner(folder, request.get(PERSON_KEY))
         _print_folder(folder, runs)
         return resume(folder, request["overrides"], run_mode=_run_mode(grid, request, runs)).exit_code
+    require_outside_runs(folder, runs)
     job = Job(cfg=read_submitted_settings(request["settings"]), folder=folder, chosen=bool(request["chosen"]))
     if job.cfg.get("init"):  # a submitter must not read other files of the coordinator
         job.cfg.init = str(_folder_in(runs, str(job.cfg.init)))

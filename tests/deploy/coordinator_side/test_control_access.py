@@ -11,7 +11,7 @@ pytest.importorskip("flwr", reason="the extra flower is not installed")
 
 from flwr.proto import control_pb2
 
-from fedlearn.deploy.audit_log import AuditLog, read_events, verify
+from fedlearn.deploy.audit_log import AuditLog, RefusalLimit, read_events, verify
 from fedlearn.deploy.coordinator_side.app_bundle import build_app_bundle
 from fedlearn.deploy.coordinator_side.control_access import LOWEST_ROLES, ControlAccess
 from fedlearn.deploy.coordinator_side.submissions import Submission, Submissions, stoppable
@@ -221,6 +221,15 @@ def test_equal_reads_are_one_line_and_other_requests_are_one_line_each(coordinat
         assert coordinator.start("sam") == 200
     assert [line["request"] for line in coordinator.events].count("list-runs") == 1
     assert [line["request"] for line in coordinator.events].count("start-run") == 5
+
+
+def test_refused_requests_of_a_person_do_not_fill_the_disk(coordinator):
+    coordinator.access._limit = RefusalLimit(max_lines=5)
+    for number in range(9):
+        assert coordinator.stop("vic", number) == 403
+    assert coordinator.stop("sue", 1) == 403
+    refused = [line["person"] for line in coordinator.events]
+    assert (refused.count("vic"), refused.count("sue")) == (5, 1)
 
 
 def test_a_run_that_flower_did_not_start_is_logged_as_such(coordinator):

@@ -14,6 +14,7 @@ import httpx
 from fedlearn.deploy import fetch, keys, remote_runs
 from fedlearn.deploy.audit_log import AuditLog, read_events
 from fedlearn.deploy.coordinator_side.control_api import RunState
+from fedlearn.deploy.coordinator_side.ownership import require_outside_runs, require_owner
 from fedlearn.deploy.coordinator_side.run_api import RunApi
 from fedlearn.deploy.coordinator_side.run_files import list_files, read_progress
 from fedlearn.deploy.persons import Persons, add_person
@@ -117,6 +118,39 @@ def test_nothing_can_be_changed(server, method):
 def test_the_list_has_files_for_the_submitter_only(place):
     names = {entry["path"] for entry in list_files(place / FOLDER)}
     assert names == {"report.html", "metrics.jsonl", "model/parameters.safetensors", "config.yaml"}
+
+
+def test_a_run_above_other_runs_does_not_open_their_files(server, place):
+    above = place / "heart"
+    (above / "deployment.json").write_text(json.dumps({"id": "x", "person": "sue"}))
+    (above / "own.txt").write_text("own")
+    (above / "starting").mkdir()
+    (above / "starting/config.yaml").write_text("rounds: 1")
+    listed = json.loads(server.get("sue", "files", "folder=heart")[1])
+    assert [entry["path"] for entry in listed] == ["own.txt"]
+    for path in ("fedavg/a/report.html", "starting/config.yaml", "fedavg/a/model/parameters.safetensors"):
+        assert server.get("sue", "file", str(httpx.QueryParams({"folder": "heart", "path": path})))[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("folder", "is_free"), [("heart/fedavg/a/b", False), ("heart/fedavg/a/model/c", False), ("heart/x", True)]
+)
+def test_a_run_inside_of_another_run_is_refused(place, folder, is_free):
+    if is_free:
+        return require_outside_runs(place / folder, place)
+    with pytest.raises(FedlearnError, match="is inside of a run"):
+        require_outside_runs(place / folder, place)
+
+
+def test_a_folder_of_another_person_is_refused(place, tokens, monkeypatch):
+    monkeypatch.setenv("FEDLEARN_PERSONS", str(tokens[0]))
+    for person in ("sam", "ada", "coordinator", None):
+        require_owner(place / FOLDER, person)
+        require_owner(place / FOLDER / "model/parameters.safetensors", person)
+    (place / "unknown").mkdir()
+    for person, folder in (("sue", FOLDER), ("vic", FOLDER), ("", FOLDER), ("sam", "unknown"), ("sam", "none")):
+        with pytest.raises(FedlearnError, match="is a run of another person"):
+            require_owner(place / folder, person)
 
 
 PATHS = [
