@@ -26,8 +26,7 @@ from fedlearn.core.serialization import pack, unpack
 from fedlearn.deploy.coordinator_side.remote_scenario import remote_scenario
 from fedlearn.deploy.node_side.reveal import Reveal
 from fedlearn.protocol.membership import FederationError
-from fedlearn.protocol.messages import VERSION
-from fedlearn.protocol.messages import NodeRequest
+from fedlearn.protocol.messages import VERSION, NodeRequest
 from fedlearn.protocol.sites import RunSites
 
 
@@ -218,7 +217,7 @@ def test_an_update_that_is_not_finite_never_touches_the_model(federation):
         (lambda p: replace(p, metadata={**p.metadata, "failures": "none"}), "failures"),
         (lambda p: b"\x80\x04nonsense", "cannot be read"),
         (lambda p: pack(p)[:-3], "cannot be read"),
-        (lambda p: pack(p).replace(b'\\"version\\": %d' % VERSION, b'\\"version\\": 99'), "format 99"),
+        (lambda p: pack(p).replace(b'\\"version\\": %d' % VERSION, b'\\"version\\": 9'), "format 9"),
         (with_array("delta", lambda v: np.zeros((2, 2**19), np.float32)), "bytes"),
     ],
     ids=["shape", "dtype", "rows", "count dtype", "no delta", "extra", "layout", "round", "run", "stranger", "twice",
