@@ -144,9 +144,7 @@ def test_the_last_connection_is_waited_for_and_a_revoked_key_is_final(tmp_path):
         SimpleNamespace(activate=FakeFleet(activations=[refused(412)]).activate, heartbeat=lambda *_: raise_(401)),
     ):
         with pytest.raises(NotAdmitted):
-            Messenger(
-                revoked, SimpleNamespace(problem=lambda: ""), state, "coordinator:8000", sleep=lambda s: None
-            ).run()
+            Messenger(revoked, trainer, state, "coordinator:8000", sleep=lambda s: None).run()
         state.node_id = 0
 
 
