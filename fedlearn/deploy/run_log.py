@@ -11,10 +11,12 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from types import FrameType
 from typing import Any
 
@@ -27,6 +29,7 @@ from fedlearn.errors import FedlearnError
 
 START_TIMEOUT_S = 180.0  # seconds for the coordinator to start a run; several times the duration of all imports
 SILENCE_TIMEOUT_S = 10.0  # seconds without a line after which connection and nodes are checked
+SLOW_FACTOR = 3.0  # a silence that is longer than this multiple of the usual pause is named
 SUCCESSOR_TIMEOUT_S = 90.0  # seconds for the coordinator to resume an interrupted run; it may restart meanwhile
 FLOWER_LOG_LINE = re.compile(r"^(\x1b\[\d+m)?(INFO|DEBUG|WARNING)\s*(\x1b\[0m)?:|^Successfully installed fedlearn-run ")
 FOLDER_LINE = re.compile(r"^run        (.+)$")
@@ -67,6 +70,7 @@ class Follower:
     _shown_until: float = field(default=0.0, init=False)  # timestamp of the last shown piece of the log
     _partial_line: str = field(default="", init=False)
     _waits_for: str = field(default="", init=False)  # part whose answer this program awaits; empty while a run is shown
+    _pauses: deque[float] = field(default_factory=lambda: deque(maxlen=20), init=False)  # seconds between pieces
     _reported_at: float = field(default_factory=time.monotonic, init=False)  # time of the last line
 
     def run(self, request: Mapping[str, Any]) -> int:
@@ -172,24 +176,26 @@ class Follower:
         control, lines = CoordinatorClient(self.address, self.keys), queue.Queue[Any]()
         threading.Thread(target=self._read_log, args=(control, run_id, lines), daemon=True).start()
         try:
-            start = last_line = time.monotonic()
+            start, checked_at = time.monotonic(), self._reported_at
             while True:
                 self.on_idle()
                 self._send_stop(control, run_id)
                 with suppress(queue.Empty):
                     self._waits_for = ""
                     piece = lines.get(timeout=0.3)
-                    last_line = self._reported_at = time.monotonic()
+                    now = time.monotonic()
+                    self._pauses.append(now - self._reported_at)
+                    checked_at = self._reported_at = now
                     if piece is None:
                         return self._final_status(control, run_id)
                     if isinstance(piece, Exception):
                         raise Disconnected(_first_line(piece))
                     self._show(*piece)
-                if time.monotonic() - last_line > SILENCE_TIMEOUT_S:
+                if time.monotonic() - checked_at > SILENCE_TIMEOUT_S:
                     self._waits_for = "an answer of the coordinator"
                     self._require_start(control, run_id, time.monotonic() - start)
                     self._report_wait(control, run_id)
-                    last_line = time.monotonic()
+                    checked_at = time.monotonic()
         except ConnectionProblem as error:
             raise Disconnected(_first_line(error)) from error
         finally:
@@ -205,11 +211,14 @@ class Follower:
             )
 
     def _report_wait(self, control: CoordinatorClient, run_id: int) -> None:
-        """Name the causes of a silence that the run itself cannot report: it starts, or nodes are not connected."""
+        """Name the causes of a silence that the run itself cannot report: it starts, hangs, or lacks nodes."""
         status = control.status(run_id).status
         absent = [node.name for node in control.node_states() if node.state == "offline"]
         causes = [f"the run is {status}"] if status != "running" or not self.folder else []
         causes += [f"not connected: {', '.join(absent)}"] if absent else []
+        pause_s = time.monotonic() - self._reported_at
+        if not causes and pause_s > SLOW_FACTOR * median(self._pauses or [0.0]):
+            causes = [f"no line of the run for {pause_s:.0f} s, longer than usual"]
         if causes:
             self._report(f"waiting    {'; '.join(causes)}")
 

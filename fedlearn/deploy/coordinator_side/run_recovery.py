@@ -75,6 +75,8 @@ class RunRecovery:
     state: Path
     runs: Path
     report: Callable[[str], None] = say
+    _found: set[int] = field(default_factory=set, init=False)  # runs that may have no file of a submission
+    _was_disconnected: bool = field(default=True, init=False)
     _ended: set[int] = field(default_factory=set, init=False)
     _checked_at: dict[int, float] = field(default_factory=dict, init=False)
     _missing_since: dict[int, float] = field(default_factory=dict, init=False)
@@ -90,9 +92,14 @@ class RunRecovery:
 
     def check(self) -> None:
         """Resume the runs that were interrupted since the last check."""
-        with suppress(ConnectionProblem):  # the SuperLink is restarting
-            for run_id in sorted(self._submitted() - self._ended):
+        try:
+            if self._was_disconnected:  # a run may exist in the database only, because the SuperLink was killed
+                self._found |= {run_id for run_id, (status, _) in self.control.configs().items() if not status.finished}
+                self._was_disconnected = False
+            for run_id in sorted((self._submitted() | self._found) - self._ended):
                 self._check_run(run_id)
+        except ConnectionProblem:  # the SuperLink is restarting
+            self._was_disconnected = True
 
     def _check_run(self, run_id: int) -> None:
         now = time.monotonic()

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("flwr", reason="the extra flower is not installed")
 
+from fedlearn.deploy.connectivity import ConnectionProblem
 from fedlearn.deploy.coordinator_side import run_process, run_recovery
 from fedlearn.deploy.coordinator_side.app_bundle import NAME_KEY, PERSON_KEY, REQUEST_KEY
 from fedlearn.deploy.coordinator_side.control_api import RunStatus
@@ -137,6 +138,32 @@ def test_after_a_restart_of_the_machine_each_run_has_one_successor(place):
     assert control.request(third)["continues"] == second
     assert control.request(third)["overrides"] == ["rounds=9"]
     assert sorted(control.stopped) == [first, second]
+
+
+def test_a_successor_that_the_superlink_had_no_time_to_record_is_watched_too(place, monkeypatch):
+    control, recovery, state, _ = place
+    run = control.add(RUN, RunStatus("running"))
+    write_process(state, run, DEAD)
+    start = control.start
+
+    def start_and_die(fab, config):
+        monkeypatch.setattr(control, "start", start)
+        with monkeypatch.context() as patch:
+            patch.setattr(control.submissions, "add", lambda submission: None)
+            start(fab, config)
+        raise ConnectionProblem("the SuperLink was killed")
+
+    monkeypatch.setattr(control, "start", start_and_die)
+    recovery.check()
+    (second,) = control.runs.keys() - {run}
+    assert control.submissions.find(second) is None
+    recovery.check()
+    assert control.stopped == [run]
+    assert len(control.runs) == 2
+    control.runs[second] = (INTERRUPTED, control.runs[second][1])
+    recovery.check()
+    (third,) = control.runs.keys() - {run, second}
+    assert control.request(third)["continues"] == second
 
 
 def test_an_old_interruption_is_not_resumed_by_a_new_coordinator(place):
