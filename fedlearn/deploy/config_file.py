@@ -41,15 +41,15 @@ def add_config_option(parser: CommandParser, example: str, *, has_settings: bool
     parser.expand = expand
 
 
-def expand_config(parser: CommandParser, words: Sequence[str], *, has_settings: bool = False) -> list[str]:
+def expand_config(parser: CommandParser, arguments: Sequence[str], *, has_settings: bool = False) -> list[str]:
     """Return the words of a command line, with the options of its configuration file before them.
 
     Raises:
         UsageError: The file cannot be read, a key is unknown, or a value has a wrong form.
     """
-    file, rest = _take_file(words, has_settings=has_settings)
+    file, rest = _take_file(arguments, has_settings=has_settings)
     if file is None:
-        return [*words]
+        return [*arguments]
     content = _read(file)
     options, flags = _options(parser), {word.partition("=")[0] for word in rest}
     expanded = list[str]()

@@ -1,8 +1,8 @@
 """Enrol a site that makes its own keys. No private key leaves the site.
 
 1. ``keys request`` at the site makes all private keys, and a request file with public keys and proofs of possession.
-2. ``keys approve`` at the coordinator checks the file and the fingerprint, admits the node, and writes an answer file.
-3. ``keys accept`` at the site checks the answer and its fingerprint, and stores root certificate and ``masking.pub``.
+2. ``keys approve`` at the coordinator checks file and fingerprint, admits the node, and writes an approval file.
+3. ``keys accept`` at the site checks the approval and its fingerprint, and stores root certificate and ``masking.pub``.
 
 Both sides compare fingerprints over another way, such as the telephone. So a party between them cannot replace a key.
 """
@@ -45,7 +45,7 @@ from fedlearn.deploy.keys import (
 from fedlearn.deploy.node_bindings import BINDINGS, DEFAULT_MAX_EXAMPLES, check_distinct, parse_node, read_bindings
 from fedlearn.deploy.node_side.masking_keys import IDENTITIES, MASKING_KEY, derive_public_key, read_identities
 
-REQUEST_FORMAT, ANSWER_FORMAT = "fedlearn request 1", "fedlearn answer 1"
+REQUEST_FORMAT, APPROVAL_FORMAT = "fedlearn request 1", "fedlearn approval 1"
 REQUEST_DOMAIN = b"fedlearn proof of possession 1\n"  # no signature for another purpose is a proof
 REQUESTS = "requests"  # folder of approved requests, in the coordinator's part of the keys
 MAX_FILE_BYTES, MAX_NAME = 2**18, 64
@@ -53,7 +53,7 @@ REQUEST_FIELDS = {
     **dict.fromkeys(("format", "name", "clients", "node_key", "masking_key", "created", "nonce"), str),
     "max_examples": int,
 }
-ANSWER_FIELDS = dict.fromkeys(("format", "name", "request", "ca", "masking_pub", "address", "created"), str)
+APPROVAL_FIELDS = dict.fromkeys(("format", "name", "request", "ca", "masking_pub", "address", "created"), str)
 
 
 def request(folder: Path, node: str) -> Path:
@@ -97,13 +97,13 @@ def request(folder: Path, node: str) -> Path:
 
 
 def approve(folder: Path, file: Path, *, fingerprint: str, address: str = "") -> Path:
-    """Admit the node of a request file, and return the path of the answer file, beside the request.
+    """Admit the node of a request file, and return the path of the approval file, beside the request.
 
     Args:
         folder: folder with all keys, or the coordinator's part of it.
         file: request file of the site.
         fingerprint: fingerprint that the site has stated over another way.
-        address: address of the coordinator, ``host:port``, for the answer.
+        address: address of the coordinator, ``host:port``, for the approval.
 
     Guarantees:
         Nothing is written unless all checks succeed.
@@ -127,8 +127,8 @@ def approve(folder: Path, file: Path, *, fingerprint: str, address: str = "") ->
     write_private(base / REQUESTS / f"{name}.json", file.read_bytes())
     text = write_masking_keys(folder, masking_keys, bindings)
     write_private(base / ALLOWED / f"{name}.pub", f"{content['node_key']} {name}\n")  # last: it admits the node
-    answer = {
-        "format": ANSWER_FORMAT,
+    approval = {
+        "format": APPROVAL_FORMAT,
         "name": name,
         "request": _digest(content),
         "ca": certificate,
@@ -136,28 +136,28 @@ def approve(folder: Path, file: Path, *, fingerprint: str, address: str = "") ->
         "address": address,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    path = file.with_name(f"{name}.answer.json")
-    _write(path, answer)
+    path = file.with_name(f"{name}.approval.json")
+    _write(path, approval)
     return path
 
 
 def accept(folder: Path, file: Path, *, fingerprint: str) -> dict[str, Any]:
-    """Store the root certificate and ``masking.pub`` of an answer file, and return the content of the answer.
+    """Store the root certificate and ``masking.pub`` of an approval file, and return the content of the approval.
 
     Args:
         folder: folder with the keys of the node, from `request`.
-        file: answer file of the coordinator.
+        file: approval file of the coordinator.
         fingerprint: fingerprint that the coordinator has stated over another way.
 
     Raises:
-        KeysError: The file is no answer to the request of this folder, the fingerprint is another one, or the folder
+        KeysError: The file is no approval to the request of this folder, the fingerprint is another one, or the folder
             has another root certificate.
     """
-    content = read_answer(file)
+    content = read_approval(file)
     _require_fingerprint(content, fingerprint)
     sent = read_request(folder / f"{content['name']}.request.json")
     if not hmac.compare_digest(_digest(sent), content["request"]):
-        raise KeysError(f"{file} answers another request\n  expected  the answer to the request in {folder}")
+        raise KeysError(f"{file} approves another request\n  expected  the approval to the request in {folder}")
     own = derive_public_key(bytes.fromhex((folder / MASKING_KEY).read_text(encoding="ascii")))
     write_private(folder / f".{IDENTITIES}", content["masking_pub"])
     try:
@@ -167,7 +167,9 @@ def accept(folder: Path, file: Path, *, fingerprint: str) -> dict[str, Any]:
     finally:
         (folder / f".{IDENTITIES}").unlink()
     if not is_known:
-        raise KeysError(f"{IDENTITIES} of {file} does not have the masking key of this node\n  advice    a new answer")
+        raise KeysError(
+            f"{IDENTITIES} of {file} does not have the masking key of this node\n  advice    a new approval"
+        )
     if (folder / CA).exists() and (folder / CA).read_text(encoding="ascii") != content["ca"]:
         raise KeysError(f"{folder / CA} is of another authority\n  expected  one federation per folder")
     write_private(folder / IDENTITIES, content["masking_pub"])
@@ -206,24 +208,24 @@ def read_request(file: Path) -> dict[str, Any]:
     return content
 
 
-def read_answer(file: Path) -> dict[str, Any]:
-    """Return the content of an answer file, after a check of its form.
+def read_approval(file: Path) -> dict[str, Any]:
+    """Return the content of an approval file, after a check of its form.
 
     Raises:
-        KeysError: The file is no answer.
+        KeysError: The file is no approval.
     """
-    content, _ = _read(file, ANSWER_FIELDS, ANSWER_FORMAT, ("content",))
+    content, _ = _read(file, APPROVAL_FIELDS, APPROVAL_FORMAT, ("content",))
     try:
         x509.load_pem_x509_certificate(content["ca"].encode("ascii"))
     except ValueError as error:
-        raise KeysError(f"{file} has no certificate\n  advice    a new answer") from error
+        raise KeysError(f"{file} has no certificate\n  advice    a new approval") from error
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", content["name"]):
-        raise KeysError(f"{file} has a malformed name\n  advice    a new answer")
+        raise KeysError(f"{file} has a malformed name\n  advice    a new approval")
     return content
 
 
 def fingerprint_of(content: Mapping[str, Any]) -> str:
-    """Return 128 bits of the digest of a request or an answer, in groups for the telephone."""
+    """Return 128 bits of the digest of a request or an approval, in groups for the telephone."""
     digest = _digest(content)[:32]
     return " ".join(digest[i : i + 4] for i in range(0, 32, 4))
 

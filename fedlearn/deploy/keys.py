@@ -451,15 +451,15 @@ def _add_enrolment_commands(commands: Any) -> None:
     subparser.add_argument("folder", type=Path, help="new folder for the keys of the node")
     subparser.add_argument("nodes", nargs=1, metavar="NAME", help="name of the node; client ids may follow: north=0-2")
     for command, text in {
-        "approve": "at the coordinator: admit the node of a request file, and write an answer file",
-        "accept": "at a site: store root certificate and masking.pub of an answer file",
+        "approve": "at the coordinator: admit the node of a request file, and write an approval file",
+        "accept": "at a site: store root certificate and masking.pub of an approval file",
     }.items():
         subparser = commands.add_parser(command, help=text, description=text)
         subparser.add_argument("folder", type=Path, help="folder with the keys")
         subparser.add_argument("file", type=Path, help="file of the other side")
         subparser.add_argument("--fingerprint", default="", help="fingerprint that the other side reads out")
         if command == "approve":
-            subparser.add_argument("--address", default="", metavar="HOST:PORT", help="coordinator, for the answer")
+            subparser.add_argument("--address", default="", metavar="HOST:PORT", help="coordinator, for the approval")
 
 
 def _add_person_commands(parser: argparse.ArgumentParser) -> None:
@@ -519,7 +519,7 @@ def _enrol(
             content = enrolment.read_request(file)
             sys.stdout.write(f"send       {file}\n")
         else:
-            content = (enrolment.read_request if command == "approve" else enrolment.read_answer)(file)
+            content = (enrolment.read_request if command == "approve" else enrolment.read_approval)(file)
             shown = {name: content[name] for name in ("name", "clients", "address", "created") if content.get(name)}
             sys.stdout.write("".join(f"{name:<10} {plain_line(value)}\n" for name, value in shown.items()))
             if not fingerprint:
@@ -530,9 +530,9 @@ def _enrol(
                 enrolment.accept(folder, file, fingerprint=fingerprint)
                 sys.stdout.write(f"keys of {content['name']} are complete in {folder}\n")
                 return DONE
-            answer = enrolment.approve(folder, file, fingerprint=fingerprint, address=address)
-            content = enrolment.read_answer(answer)
-            sys.stdout.write(f"send back  {answer}\n")
+            approval = enrolment.approve(folder, file, fingerprint=fingerprint, address=address)
+            content = enrolment.read_approval(approval)
+            sys.stdout.write(f"send back  {approval}\n")
     _print_fingerprint(content)
     return DONE
 

@@ -122,7 +122,7 @@ TAMPERED = {
     ),
     "a damaged proof": lambda d: d["proofs"].update(node_key="AAAA" + d["proofs"]["node_key"][4:]),
     "a number": lambda d: d["content"].update(name=3),
-    "another format": lambda d: d["content"].update(format="fedlearn answer 1"),
+    "another format": lambda d: d["content"].update(format="fedlearn approval 1"),
 }
 
 
@@ -265,5 +265,5 @@ def test_the_commands_show_fingerprints_and_ask_for_them(folder, tmp_path, capsy
     assert not (folder / "coordinator/allowed/north.pub").exists()
     assert keys.main(["approve", str(folder), str(file), "--fingerprint", told]) == 0
     answer = capsys.readouterr().out.partition("fingerprint ")[2].partition("\n")[0].strip()
-    assert keys.main(["accept", str(site), str(site / "north.answer.json"), "--fingerprint", answer]) == 0
+    assert keys.main(["accept", str(site), str(site / "north.approval.json"), "--fingerprint", answer]) == 0
     assert (site / "ca.crt").exists()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,17 @@ from typing import Any
 import numpy as np
 
 from fedlearn.core.plain_text import plain_line
+from fedlearn.core.records import Failure
+from fedlearn.core.serialization import Payload
 from fedlearn.deploy.audit_log import AuditLog
 from fedlearn.deploy.node_side.policy import Policy
 from fedlearn.deploy.node_side.query_log import digest_of
-from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind
+from fedlearn.protocol.refusals import Refusal
 
+HELLO = "hello"  # kind of the first request of a run
 MAX_NAMES = 40  # names of fields and arrays in a line
+# fields of a request that determine the response
+ORDER_FIELDS = ("kind", "run", "round", "layout", "clients", "state_rounds", "settings", "content", "shared")
 ORIGIN_FIELDS = ("person", "folder")  # fields of a hello request
 
 
@@ -36,13 +41,25 @@ class NodeAudit:
         self.log = AuditLog(folder)
 
     def record(
-        self, request: NodeRequest, response: NodeResponse, *, policy: Policy, epsilon: float | None, data: str = ""
+        self,
+        order: Mapping[str, Any],
+        content: Payload,
+        *,
+        num_results: int,
+        failures: Sequence[Failure],
+        refusal: Refusal | None,
+        policy: Policy,
+        epsilon: float | None,
+        data: str = "",
     ) -> None:
         """Write a line for a request and its response.
 
         Args:
-            request: request of the coordinator.
-            response: response that is about to leave.
+            order: `ORDER_FIELDS` of the request.
+            content: content of the response that is about to leave.
+            num_results: number of clients with a result.
+            failures: clients that failed.
+            refusal: reason for a response without results.
             policy: policy in force.
             epsilon: largest privacy loss of a client so far, over all runs; None if the node has no ledger.
             data: digest of names, sizes and times of the data files in use; empty if they are unknown.
@@ -51,25 +68,25 @@ class NodeAudit:
             OSError: The line cannot be written. Then the response must not leave.
         """
         fields: dict[str, Any] = {
-            "run": request.run,
-            "kind": str(request.kind),
-            "round": request.round,
-            "clients": list(request.clients),
-            "settings_sha256": digest_of(request.settings),
-            "order_sha256": order_digest(request),
+            "run": order["run"],
+            "kind": str(order["kind"]),
+            "round": order["round"],
+            "clients": list(order["clients"]),
+            "settings_sha256": digest_of(order["settings"]),
+            "order_sha256": order_digest(order),
             "policy_sha256": policy_digest(policy),
             "data_sha256": data,
             "epsilon": epsilon,
         }
-        if isinstance(privacy := request.settings.get("privacy"), Mapping):
+        if isinstance(privacy := order["settings"].get("privacy"), Mapping):
             fields["privacy"] = str(privacy.get("name"))
-        if request.kind == RequestKind.HELLO:
-            fields |= _origin(request.content.metadata) | {"settings": _summary(request.settings)}
-        if response.refusal:
-            refusal = {"code": str(response.refusal.code), "reference": response.refusal.reference}
-            self.log.append("request.refused", **fields, **refusal, sent={})
+        if order["kind"] == HELLO:
+            fields |= _origin(order["content"].metadata) | {"settings": _summary(order["settings"])}
+        if refusal:
+            self.log.append("request.refused", **fields, code=str(refusal.code), reference=refusal.reference, sent={})
         else:
-            self.log.append("request", **fields, **_sent(response))
+            stages = dict(Counter(str(failure.stage) for failure in failures))
+            self.log.append("request", **fields, **_sent(content), num_results=num_results, failures=stages)
 
     def record_unreadable(self, reference: str) -> None:
         """Write a line for a message that is no request."""
@@ -85,11 +102,11 @@ def policy_digest(policy: Policy) -> str:
     return digest_of(_plain(asdict(policy)))
 
 
-def order_digest(request: NodeRequest) -> str:
-    """Return a digest of a request without its random id."""
-    digest = hashlib.sha256(f"{request.kind}\n{request.run}\n{request.round}\n{request.layout}\n".encode())
-    digest.update(f"{list(request.clients)}{request.state_rounds}{digest_of(request.settings)}".encode())
-    for payload in (request.content, request.shared):
+def order_digest(order: Mapping[str, Any]) -> str:
+    """Return a digest of `ORDER_FIELDS` of a request, without its random id."""
+    head = [str(order[name]) for name in ("kind", "run", "round", "layout", "state_rounds")]
+    digest = hashlib.sha256("\n".join([*head, str(list(order["clients"])), digest_of(order["settings"])]).encode())
+    for payload in (order["content"], order["shared"]):
         digest.update(digest_of(dict(payload.metadata)).encode())
         for name, array in sorted(payload.arrays.items()):
             digest.update(f"{name}{array.dtype}{array.shape}".encode())
@@ -97,17 +114,11 @@ def order_digest(request: NodeRequest) -> str:
     return digest.hexdigest()
 
 
-def _sent(response: NodeResponse) -> dict[str, Any]:
-    """Return the names and sizes of all that a response has."""
-    arrays = {name: int(array.nbytes) for name, array in sorted(response.content.arrays.items())[:MAX_NAMES]}
-    num_bytes = sum(int(array.nbytes) for array in response.content.arrays.values())
-    return {
-        "sent": arrays,
-        "sent_fields": sorted(map(str, response.content.metadata))[:MAX_NAMES],
-        "num_bytes": num_bytes,
-        "num_results": len(response.clients),
-        "failures": dict(Counter(str(failure.stage) for failure in response.failures)),
-    }
+def _sent(content: Payload) -> dict[str, Any]:
+    """Return the names and sizes of all that a content has."""
+    sizes = {name: int(array.nbytes) for name, array in sorted(content.arrays.items())}
+    names = sorted(map(str, content.metadata))[:MAX_NAMES]
+    return {"sent": dict(list(sizes.items())[:MAX_NAMES]), "sent_fields": names, "num_bytes": sum(sizes.values())}
 
 
 def _origin(metadata: Mapping[str, Any]) -> dict[str, str]:

@@ -29,7 +29,7 @@ from fedlearn.deploy.node_side.experiment import ExperimentBuilder, NodeConfig
 from fedlearn.deploy.node_side.gate import AllowedContent, allowed_content, check_response
 from fedlearn.deploy.node_side.local_clients import LocalClients, with_reported_counts
 from fedlearn.deploy.node_side.masking_keys import MASKING_KEY
-from fedlearn.deploy.node_side.node_audit import NodeAudit
+from fedlearn.deploy.node_side.node_audit import ORDER_FIELDS, NodeAudit
 from fedlearn.deploy.node_side.noisy_evaluation import has_bounded_sums
 from fedlearn.deploy.node_side.pending_charges import PendingCharges
 from fedlearn.deploy.node_side.policy import Policy
@@ -91,8 +91,16 @@ class NodeService:
         response = self._respond(request)
         try:
             epsilon = self.budget.epsilon()
-            data = self.builder.data_digest()
-            self.audit.record(request, response, policy=self.policy, epsilon=epsilon, data=data)
+            self.audit.record(
+                {name: getattr(request, name) for name in ORDER_FIELDS},
+                response.content,
+                num_results=len(response.clients),
+                failures=response.failures,
+                refusal=response.refusal,
+                policy=self.policy,
+                epsilon=epsilon,
+                data=self.builder.data_digest(),
+            )
         except Exception:  # nothing leaves without a line in the audit log
             log.exception("the audit log cannot be written")
             return NodeResponse.refuse(request, _refusal(RefusalCode.INTERNAL, "see the traceback above", request))
