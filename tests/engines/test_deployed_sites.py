@@ -4,6 +4,7 @@ import random
 import re
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -285,6 +286,21 @@ def test_masks_are_for_the_named_sites_only(federation):
     assert made.engine.num_parties == 3
     assert made.engine.clients == (0, 1, 2)
     assert recorded == []
+
+
+def test_two_runs_with_other_sites_at_the_same_time_do_not_change_each_other(federation):
+    alone = [
+        list(rounds_of(federation(clients=CLIENTS, sites=sites(*pair), run=f"alone-{pair[0]}")))[-1].state.params_D
+        for pair in (("north", "south"), ("west", "east"))
+    ]
+    made = federation(clients=CLIENTS, sites=sites("north", "south"), run="first")
+    second = SimpleNamespace(settings=made.settings, allow=made.allow, engine=None)
+    second.engine = type(made.engine)(made.grid, made.order, run="second", sites=sites("west", "east"))
+    both = [rounds_of(made), rounds_of(second)]
+    for _ in range(3):
+        last = [next(rounds) for rounds in both]
+    assert [done.cohort for done in last] == [(0, 1), (2, 3)]
+    assert all(np.array_equal(done.state.params_D, expected) for done, expected in zip(last, alone, strict=True))
 
 
 def test_a_node_without_a_name_is_a_stranger(federation, caplog):
