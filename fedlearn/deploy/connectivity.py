@@ -83,13 +83,13 @@ CAUSES = (
     (
         "expired",
         "its certificate has expired",
-        "renew the certificate (python -m fedlearn.deploy.keys renew FOLDER), then restart the coordinator",
+        "a correct clock on this machine, or ask the operator of the coordinator to renew the certificate",
     ),
     ("not yet valid", "its certificate is not valid yet", "a correct clock on this machine"),
     (
         "mismatch",
         "its certificate is for other names",
-        "renew the certificate for the name used here: python -m fedlearn.deploy.keys renew FOLDER --host NAME",
+        "one of its names, or ask the operator of the coordinator for keys renew FOLDER --host NAME",
     ),
     ("certificate verify failed", "its certificate is signed by another authority", "the ca.crt of this federation"),
     ("wrong_version_number", "it does not speak TLS", "the port that the coordinator printed"),
