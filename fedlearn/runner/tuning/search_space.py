@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from hydra.errors import OverrideParseException
 
+from fedlearn.advice import shell_word
 from fedlearn.core.command_line import UsageError
 from fedlearn.runner.compat import parse_override
 
@@ -140,4 +141,4 @@ def _refuse_sweep(override: str) -> None:
 
 
 def _wrong(override: str, expected: str, fix: str) -> UsageError:
-    return UsageError(f"{override} is not a range\n  expected  {expected}\n  try       '{fix}'")
+    return UsageError(f"{override} is not a range\n  expected  {expected}\n  try       {shell_word(fix)}")
