@@ -162,7 +162,7 @@ def stack_client_states(client_states: Sequence[State]) -> Mapping[str, np.ndarr
 def _apply_rule(
     strategy: Strategy, request: Request, updates: Updates, state_KD: Mapping[str, Array], layout: Layout
 ) -> Updates:
-    """Add the new client states and the extra values of the local rule to the updates, and change what clients send."""
+    """Add the new client states and the extra values of the local rule, and change the sent updates."""
     rule = strategy.local
     vectors = {name: state_KD[name] for name in rule.client_state}
     vectors |= {name: request.broadcast[name] for name in rule.receives}

@@ -24,7 +24,7 @@ def require_device(device: str) -> None:
 
 
 @contextmanager
-def one_thread(device: str) -> Iterator[None]:
+def single_threaded(device: str) -> Iterator[None]:
     """Compute on one thread of this process, then restore the number of threads.
 
     Models on a CPU are small, and several processes train clients in parallel. A second thread costs more time than it

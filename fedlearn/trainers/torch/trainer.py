@@ -48,7 +48,7 @@ from fedlearn.trainers.contract import cause_of, kind_of, refuse_training, requi
 from fedlearn.trainers.torch.block_steps import BlockSteps
 from fedlearn.trainers.torch.client_steps import ClientSteps
 from fedlearn.trainers.torch.contract import ModuleCheck, prepare_module
-from fedlearn.trainers.torch.device import one_thread, require_device
+from fedlearn.trainers.torch.device import require_device, single_threaded
 from fedlearn.trainers.torch.dp_sgd import ClippedGradient
 from fedlearn.trainers.torch.flat_model import FlatModel
 from fedlearn.trainers.torch.job import Job
@@ -180,7 +180,7 @@ class TorchTrainer:
         kind = kind_of(examples)
         if kind not in self._reports:
             self._model.load(self.init(0))
-            with one_thread(self.device):
+            with single_threaded(self.device):
                 self._reports[kind] = self._check.check(examples, synthetic=synthetic)
         return self._reports[kind]
 
@@ -188,7 +188,7 @@ class TorchTrainer:
         """Train K clients, in turn or together. See `Trainer.fit`."""
         self.check_model(work[0].examples, synthetic=request.deployed)
         try:
-            with one_thread(self.device):
+            with single_threaded(self.device):
                 return self._fit(request, rule, work)
         except (FedlearnError, torch.OutOfMemoryError, BdbQuit):
             raise
@@ -297,7 +297,7 @@ class TorchTrainer:
         if not clipped.method:
             self._model.load(request.params_D)
             self._model.module.train()
-            with one_thread(self.device):
+            with single_threaded(self.device):
                 clipped.prepare(
                     self._model.inputs(examples.x), self._model.to_device(examples.y), synthetic=request.deployed
                 )
@@ -306,7 +306,7 @@ class TorchTrainer:
         """Return raw outputs ``(N, C)`` in evaluation mode."""
         self._model.load(params_D)
         self._model.module.eval()
-        with torch.inference_mode(), one_thread(self.device):
+        with torch.inference_mode(), single_threaded(self.device):
             parts = prediction_parts(join_inputs(x))
             outputs = [self._model.module(self._model.inputs(part)) for part in parts]
         return torch.cat(outputs).cpu().numpy()
