@@ -89,7 +89,7 @@ def test_a_fourth_hospital_neither_stops_nor_changes_the_runs_of_the_others(thre
 
     before = refusals(federation)
     num_done = len(old.lines)
-    assert federation.follower().resume_run("old", [f"rounds={num_done + 1}"]) == 0
+    assert federation.rehearsal.follower().resume_run("old", [f"rounds={num_done + 1}"]) == 0
     assert [line["num_updates"] for line in old.lines] == [3] * (num_done + 1)
     assert refusals(federation) == before  # the run was for three sites when it started
 
