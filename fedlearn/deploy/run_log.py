@@ -183,14 +183,12 @@ class Follower:
                 with suppress(queue.Empty):
                     self._waits_for = ""
                     piece = lines.get(timeout=0.3)
-                    now = time.monotonic()
-                    self._pauses.append(now - self._reported_at)
-                    checked_at = self._reported_at = now
                     if piece is None:
                         return self._final_status(control, run_id)
                     if isinstance(piece, Exception):
                         raise Disconnected(_first_line(piece))
                     self._show(*piece)
+                    checked_at = max(checked_at, self._reported_at)
                 if time.monotonic() - checked_at > SILENCE_TIMEOUT_S:
                     self._waits_for = "an answer of the coordinator"
                     self._require_start(control, run_id, time.monotonic() - start)
@@ -244,6 +242,8 @@ class Follower:
         for line in lines:
             if FLOWER_LOG_LINE.match(line):
                 continue
+            self._pauses.append(time.monotonic() - self._reported_at)
+            self._reported_at = time.monotonic()
             match = FOLDER_LINE.match(line)
             self.folder = plain_line(match[1], max_length=1000) if match else self.folder
             sys.stdout.write(f"{plain_text(line, keep_styles=True)}\n")
