@@ -80,7 +80,6 @@ class MLflow(Callback):
         self._client: Any = None
         self._id = self._parent = ""
         self._last_round = 0
-        self._is_open = False
 
     def on_start(self, run: RunInfo) -> None:
         """Create the MLflow run, or continue it. Log the settings, and the rounds that it lacks."""
@@ -96,7 +95,6 @@ class MLflow(Callback):
             self._continue(stored["run_id"])
         else:
             self._create(run, uri)
-        self._is_open = True
         self._log_lines([line for line in run.history if line["round"] > self._last_round])
 
     def on_round(self, round: Round) -> None:
@@ -116,16 +114,12 @@ class MLflow(Callback):
 
     def close(self) -> None:
         """End the MLflow run as failed, if the run ended without a summary."""
-        if self._is_open:
+        if self._id:
             with suppress(Exception):  # an earlier error of the server was reported already
                 self._end("FAILED")
 
     def _uri(self, stored: Mapping[str, str]) -> str:
-        """Return the absolute address of the tracker. A resumed run keeps a database that its settings name relatively.
-
-        Raises:
-            SettingError: the address has a password.
-        """
+        """Return the address of the tracker. A resumed run keeps a database that its settings name relatively."""
         uri = self.tracking_uri or os.environ.get(URI_VARIABLE) or ""
         is_relative = not uri or (uri.startswith(SQLITE) and not uri.startswith(f"{SQLITE}/"))
         if is_relative:
@@ -233,8 +227,8 @@ class MLflow(Callback):
         self._client.create_model_version(name, f"runs:/{self._id}/{MODEL_FOLDER}", run_id=self._id)
 
     def _end(self, status: str) -> None:
-        self._is_open = False
-        self._client.set_terminated(self._id, status)
+        run_id, self._id = self._id, ""
+        self._client.set_terminated(run_id, status)
         if self._parent:
             self._client.set_terminated(self._parent, "FINISHED")
 

@@ -153,10 +153,12 @@ def test_a_resume_logs_the_rounds_that_a_tracker_lacks(client, here, capsys):
     client.fails = ("log_batch",)
     assert main([*WORDS, "hydra.run.dir=run", "rounds=2"]) == 0
     assert capsys.readouterr().err.count("mlflow failed") == 1
+    (run,) = client.runs.values()
+    assert run.status == "FAILED"
     client.fails = ()
     assert resume(["run", "rounds=3"]) == 0
     (run,) = client.runs.values()
-    assert steps(run, "test/loss") == [1, 2, 3]
+    assert (steps(run, "test/loss"), run.status) == ([1, 2, 3], "FINISHED")
     assert run.tags["fedlearn.resumed.strategy"] == "fedavg"  # settings that the first part could not log
 
 

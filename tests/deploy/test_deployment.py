@@ -334,3 +334,13 @@ def test_no_other_user_can_read_a_file_of_coordinator_or_node(federation):
     assert {"flower.db", "superlink.log", "trainer.log", "masking.key", "nodes.json"} <= {path.name for path in paths}
     open_to_others = [str(path) for path in paths if not path.is_symlink() and path.stat().st_mode & 0o077]
     assert not open_to_others
+
+
+@pytest.mark.slow
+def test_the_coordinator_writes_the_curves_of_a_run(federation):
+    pytest.importorskip("tensorboardX")
+    deployed = federation.run("rounds=2", "callbacks=tensorboard", name="tracked")
+    assert deployed.code == 0, deployed.text
+    (events,) = (deployed.folder / "tensorboard").iterdir()
+    assert b"test/loss" in events.read_bytes()
+    assert "callback_failures" not in deployed.summary
