@@ -116,6 +116,7 @@ def test_a_study_has_the_settings_of_a_run(tmp_path, first):
     ]
 
 
+@pytest.mark.slow
 def test_a_study_composes_as_its_words_do(tmp_path):
     path = write(tmp_path, {"settings": {"scenario": "diabetes", "strategy": "fedprox", "rounds": 3}}, "study.yaml")
     _, overrides = submit.build_parser().parse_known_args([str(path)])

@@ -112,6 +112,7 @@ def all_control_requests():
     return sorted({path for _, path in keys if str(path).startswith("/v1/control/")})
 
 
+@pytest.mark.slow
 def test_no_other_request_of_flower_s_control_api_exists(coordinator):
     others = [path for path in all_control_requests() if path.removeprefix("/v1/control/") not in LOWEST_ROLES]
     assert len(others) > 20
