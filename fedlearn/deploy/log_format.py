@@ -22,7 +22,7 @@ from fedlearn.core.plain_text import PlainFormatter, plain_text
 LOG_FORMAT_ENV = "FEDLEARN_LOG_FORMAT"
 FORMATS = ("text", "json")
 COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-STAMP = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)[.,](\d{3})Z? ?")  # of a library that writes the time itself
+STAMP = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)[.,](\d{3})Z? ?")  # time that a library writes itself
 LEVEL = re.compile(r"(DEBUG|INFO|WARNING|WARN|ERROR|CRITICAL)\s*:?\s+(?:\[([\w.]+)\]\s*)?")
 MAX_LINE = 16_384  # characters; a longer line is cut
 
@@ -94,7 +94,7 @@ class StampedStream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Flush the stream; a line without its end waits for the rest."""
+        """Write the complete lines to the disk; an incomplete line waits for its end."""
         self._stream.flush()
 
     def fileno(self) -> int:

@@ -326,7 +326,7 @@ def named_sites(*names, **settings):
 
 @pytest.mark.parametrize("fault", ["none", "silent", "raises"])
 def test_a_site_that_is_not_named_is_no_party_of_a_sum(federation, fault):
-    """The sum of three named sites is the same with and without a fourth node."""
+    """Compare the sum of three named sites with and without a fourth node."""
     made = masked(federation, clients=((0,), (1,), (2,), (3,)), sites=named_sites("north", "south", "west"), run="four")
     asked = []
 

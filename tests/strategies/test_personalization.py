@@ -214,7 +214,7 @@ def test_a_strategy_that_sends_single_models_cannot_claim_privacy_by_noise_at_th
 
 
 def test_fedala_starts_between_its_last_model_and_the_global_one_where_its_loss_is_small(small):
-    """Two clients with opposite slopes reject the global slope, 0, and keep the common offset."""
+    """Check that two clients with opposite slopes reject the global slope, 0, and keep the common offset."""
     last, engine = small.run(
         strategies.fedala(adaptive_parameters="*", learning_rate=5.0, weighting="equal"),
         small.two_clients(steepness=(1.0, 1.0)),
@@ -222,7 +222,7 @@ def test_fedala_starts_between_its_last_model_and_the_global_one_where_its_loss_
         steps=5,
         learning_rate=0.1,
     )
-    weights_K = [float(engine.client_states[k][WEIGHTS][1]) for k in (0, 1)]  # of the slope
+    weights_K = [float(engine.client_states[k][WEIGHTS][1]) for k in (0, 1)]  # weight for the slope
     assert max(weights_K) < 0.1
     assert last.evaluation.personal.worst("loss", higher_is_better=False) < 0.05
     plain, _ = small.run(strategies.fedavg(weighting="equal"), small.two_clients(), rounds=10, steps=5)

@@ -24,7 +24,7 @@ RUN = {"do": "run", "settings": {"scenario": {"name": "heart"}}, "folder": "hear
 
 
 class Coordinator:
-    """The checks of a coordinator, in front of an application that records what it receives."""
+    """The checks of a coordinator, in front of an application that records its requests."""
 
     def __init__(self, folder, persons, tokens):
         self.folder, self.received, self.status = folder, [], 200

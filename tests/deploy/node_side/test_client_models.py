@@ -62,7 +62,7 @@ def test_a_request_has_a_model_for_each_client_or_one_for_all_never_both(clinic)
 
 
 def test_models_of_single_clients_need_a_strategy_that_sends_them(clinic):
-    """Without this check, a coordinator could train each client on any model beside the evaluated one."""
+    """Refuse them; else a coordinator could train each client on any model beside the evaluated one."""
     node = clinic(strategy=Strategy(select=strategies.fedavg().select))
     order = replace(ORDER, local=node.local)
     response = node.fit(shared=pack_order(order), content=pack_client_models(order, (0, 1)))

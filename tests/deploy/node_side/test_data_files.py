@@ -44,7 +44,7 @@ def test_each_change_in_the_folder_is_noticed(tmp_path, change, names):
 
 
 def test_files_that_a_builder_opens_elsewhere_are_watched_too(tmp_path):
-    """An audit hook cannot be removed, so it lives in a process of its own."""
+    """Use a separate process, because an audit hook cannot be removed."""
     (tmp_path / "far.csv").write_text("a,b\n1,2\n")
     code = f"""
 import csv, json, os
