@@ -21,6 +21,9 @@ VERBS = frozenset((ROOT / "tests/support/verbs.txt").read_text().split())
 MODULES = [
     "fedlearn",
     *(f"fedlearn.{name}" for name in dir(fedlearn) if find_spec(f"fedlearn.{name}")),
+    "fedlearn.callbacks.mlflow",
+    "fedlearn.callbacks.tensorboard",
+    "fedlearn.callbacks.tracking",
     "fedlearn.core.checkpoint",
     "fedlearn.robust.poisoning",
 ]

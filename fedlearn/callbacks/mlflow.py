@@ -27,6 +27,8 @@ from fedlearn.core.checkpoint import write_atomically
 from fedlearn.core.records import Round
 from fedlearn.errors import MissingExtra, SettingError, require
 
+__all__ = ["MLflow"]
+
 ID_FILE = "mlflow.json"  # in the run folder, and in the folder of a sweep for its parent run
 URI_VARIABLE, EXPERIMENT_VARIABLE = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"
 DEFAULT_URI, DEFAULT_EXPERIMENT = "sqlite:///mlflow.db", "fedlearn"

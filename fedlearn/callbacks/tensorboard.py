@@ -13,6 +13,8 @@ from fedlearn.callbacks.tracking import round_numbers, settings_as_typed
 from fedlearn.core.records import Round
 from fedlearn.errors import MissingExtra
 
+__all__ = ["TensorBoard"]
+
 FOLDER = "tensorboard"  # in the run folder
 PNG_SIZE = slice(16, 24)  # bytes of a PNG file with width and height
 RGBA = 4  # channels

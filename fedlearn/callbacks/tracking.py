@@ -12,6 +12,8 @@ from fedlearn.callbacks.run_history import history_entry
 from fedlearn.callbacks.run_info import RunInfo
 from fedlearn.core.records import Round
 
+__all__ = ["artifacts", "name_of_run", "numbers", "round_numbers", "settings_as_typed", "sweep_folder"]
+
 REPORT_FILES = ("report.html", "model_card.md", "figures")
 SWEEP_FILES = ("multirun.yaml", "tuning.json")  # in the folder of a sweep and of a tuning, before the first job
 NOT_TRACKED = ("callbacks", "hydra")
