@@ -213,10 +213,10 @@ def _require_token_check(address: str, keys: Path) -> None:
 
 
 def _check_keys(keys: Path) -> None:
+    expires = expiry(keys / CERTIFICATE)
     if not any(not person.revoked for person in read_persons(keys / PERSONS_FILE).values()):
         fix = "python -m fedlearn.deploy.keys person add FOLDER NAME --role admin"
         raise KeysError(f"{keys / PERSONS_FILE} has no person\n  expected  at least one admin\n  advice    {fix}")
-    expires = expiry(keys / CERTIFICATE)
     remaining_s = expires.timestamp() - time.time()
     fix = "renew the certificate: python -m fedlearn.deploy.keys renew FOLDER"
     if remaining_s <= 0:

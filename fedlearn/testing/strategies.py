@@ -56,7 +56,7 @@ def check_strategy(strategy: Strategy, *, data: FederatedData | None = None, tra
         except SettingError as error:
             raise AssertionError(
                 f"the strategy refuses the problem of this check: {error}\n"
-                "  try       check_strategy(strategy, data=..., trainer=...) with a problem that fits it"
+                "  advice    check_strategy(strategy, data=..., trainer=...) with a problem that fits it"
             ) from error
         return
     check_aggregation(strategy)

@@ -88,9 +88,12 @@ class NodeService:
 
     def respond(self, request: NodeRequest) -> NodeResponse:
         """Return the response to a request. The details of a refusal or failure are in the log of the node."""
-        response = self._respond(request)
+        response, epsilon = self._respond(request), None
         try:
             epsilon = self.budget.epsilon()
+        except ClientStateError as error:  # without a ledger, only a refusal leaves
+            response = NodeResponse.refuse(request, _refusal(RefusalCode.CLIENT_STATE, str(error), request))
+        try:
             self.audit.record(
                 {name: getattr(request, name) for name in ORDER_FIELDS},
                 response.content,
