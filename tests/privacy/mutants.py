@@ -445,10 +445,10 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     fault(
         "coordinator: any token is accepted",
-        "fedlearn/deploy/coordinator_side/superlink.py",
-        "return hmac.compare_digest(token, self._token)",
-        "return True",
-        "tests/deploy/coordinator_side/test_superlink.py::test_no_token_but_the_right_one_is_accepted",
+        "fedlearn/deploy/persons.py",
+        "if hmac.compare_digest(person.token_sha256, digest) and not person.revoked:",
+        "if not person.revoked:",
+        "tests/deploy/test_persons.py::test_no_other_token_is_accepted",
     ),
     fault(
         "coordinator: a client belongs to the first node of each run",

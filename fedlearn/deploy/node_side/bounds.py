@@ -44,6 +44,7 @@ DEFAULT_BOUNDS: Mapping[str, tuple[int, int]] = {
     "num_iterations": (1, 1_000),
     "num_malicious": (0, 1_000_000),
     "num_malicious_nodes": (0, 1_000_000),
+    "num_models": (2, 100),
     "num_negatives": (0, 1_000),
     "num_nodes_to_select": (0, 1_000_000),
     "num_root_examples": (1, 1_000_000),

@@ -76,7 +76,7 @@ def input_form(input_shape: Any) -> Any:
     is_form = isinstance(input_shape, jax.ShapeDtypeStruct)
     is_shape = isinstance(input_shape, tuple | list) and all(map(is_whole, input_shape))
     expected = "the shape of one example, or a mapping from the names of inputs to shapes"
-    require(is_form or is_shape, "input_shape", input_shape, expected, "input_shape=x.shape[1:]")
+    require(is_form or is_shape, "input_shape", input_shape, expected, "JaxTrainer(module, input_shape=x.shape[1:])")
     shape, dtype = (input_shape.shape, input_shape.dtype) if is_form else (input_shape, jnp.float32)
     return jax.ShapeDtypeStruct((1, *shape), dtype)
 
