@@ -199,7 +199,7 @@ class Strategy:
         _refuse_if(
             rule.aggregation is not None and bool(rule.personal_parameters or rule.evaluate_models),
             "local aggregation starts at a mixture of two models, but personal parameters, buffers=local and "
-            "evaluate_models start at others",
+            "evaluate_models start at other models",
             "personal_parameters=(), evaluate_models=() and buffers=average",
         )
         _refuse_if(

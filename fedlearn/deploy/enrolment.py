@@ -4,7 +4,7 @@
 2. ``keys approve`` at the coordinator checks file and fingerprint, admits the node, and writes an approval file.
 3. ``keys accept`` at the site checks the approval and its fingerprint, and stores root certificate and ``masking.pub``.
 
-Both sides compare fingerprints over another way, such as the telephone. So a party between them cannot replace a key.
+Both sides compare fingerprints over another channel, e.g. by telephone. So a party between them cannot replace a key.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ def request(folder: Path, node: str) -> Path:
     name, binding = parse_node(node)
     for file in (NODE_KEY, MASKING_KEY):
         if (folder / file).exists():
-            raise KeysError(f"{folder} has keys\n  expected  a folder without {file}\n  advice    another folder")
+            raise KeysError(
+                f"{folder} has keys\n  expected  a folder without {file}\n  advice    choose another folder"
+            )
     node_key, masking_key = ec.generate_private_key(ec.SECP384R1()), Ed25519PrivateKey.generate()
     public = node_key.public_key().public_bytes(formats.Encoding.OpenSSH, formats.PublicFormat.OpenSSH)
     content = {
@@ -102,7 +104,7 @@ def approve(folder: Path, file: Path, *, fingerprint: str, address: str = "") ->
     Args:
         folder: folder with all keys, or the coordinator's part of it.
         file: request file of the site.
-        fingerprint: fingerprint that the site has stated over another way.
+        fingerprint: fingerprint that the site has stated over another channel.
         address: address of the coordinator, ``host:port``, for the approval.
 
     Guarantees:
@@ -147,17 +149,17 @@ def accept(folder: Path, file: Path, *, fingerprint: str) -> dict[str, Any]:
     Args:
         folder: folder with the keys of the node, from `request`.
         file: approval file of the coordinator.
-        fingerprint: fingerprint that the coordinator has stated over another way.
+        fingerprint: fingerprint that the coordinator has stated over another channel.
 
     Raises:
-        KeysError: The file is no approval to the request of this folder, the fingerprint is another one, or the folder
+        KeysError: The file is no approval of the request in this folder, the fingerprint is another one, or the folder
             has another root certificate.
     """
     content = read_approval(file)
     _require_fingerprint(content, fingerprint)
     sent = read_request(folder / f"{content['name']}.request.json")
     if not hmac.compare_digest(_digest(sent), content["request"]):
-        raise KeysError(f"{file} approves another request\n  expected  the approval to the request in {folder}")
+        raise KeysError(f"{file} approves another request\n  expected  the approval of the request in {folder}")
     own = derive_public_key(bytes.fromhex((folder / MASKING_KEY).read_text(encoding="ascii")))
     write_private(folder / f".{IDENTITIES}", content["masking_pub"])
     try:
@@ -168,10 +170,11 @@ def accept(folder: Path, file: Path, *, fingerprint: str) -> dict[str, Any]:
         (folder / f".{IDENTITIES}").unlink()
     if not is_known:
         raise KeysError(
-            f"{IDENTITIES} of {file} does not have the masking key of this node\n  advice    a new approval"
+            f"{IDENTITIES} of {file} does not have the masking key of this node\n"
+            "  advice    ask the coordinator for a new approval"
         )
     if (folder / CA).exists() and (folder / CA).read_text(encoding="ascii") != content["ca"]:
-        raise KeysError(f"{folder / CA} is of another authority\n  expected  one federation per folder")
+        raise KeysError(f"{folder / CA} belongs to another authority\n  expected  one federation per folder")
     write_private(folder / IDENTITIES, content["masking_pub"])
     write_private(folder / CA, content["ca"])
     return content
@@ -190,7 +193,9 @@ def read_request(file: Path) -> dict[str, Any]:
         key = formats.load_ssh_public_key(content["node_key"].encode("ascii"))
         masking_key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(content["masking_key"]))
     except (ValueError, TypeError, KeyError, WireError) as error:
-        raise KeysError(f"{file} has no valid keys: {plain_line(str(error))}\n  advice    a new request") from error
+        raise KeysError(
+            f"{file} has no valid keys: {plain_line(str(error))}\n  advice    ask the site for a new request"
+        ) from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise KeysError(f"{file} has another kind of node key\n  expected  an EC key on the curve P-384")
     message = REQUEST_DOMAIN + canonical(content)
@@ -199,7 +204,7 @@ def read_request(file: Path) -> dict[str, Any]:
         masking_key.verify(proofs["masking_key"], message)
     except InvalidSignature:
         raise KeysError(
-            f"{problem}\n  expected  the file as keys request wrote it\n  advice    a new request"
+            f"{problem}\n  expected  the file as keys request wrote it\n  advice    ask the site for a new request"
         ) from None
     is_name = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", content["name"]) and len(content["name"]) <= MAX_NAME
     line = content["node_key"].split()
@@ -218,9 +223,9 @@ def read_approval(file: Path) -> dict[str, Any]:
     try:
         x509.load_pem_x509_certificate(content["ca"].encode("ascii"))
     except ValueError as error:
-        raise KeysError(f"{file} has no certificate\n  advice    a new approval") from error
+        raise KeysError(f"{file} has no certificate\n  advice    ask the coordinator for a new approval") from error
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", content["name"]):
-        raise KeysError(f"{file} has a malformed name\n  advice    a new approval")
+        raise KeysError(f"{file} has a malformed name\n  advice    ask the coordinator for a new approval")
     return content
 
 
@@ -244,7 +249,7 @@ def _require_fingerprint(content: Mapping[str, Any], fingerprint: str) -> None:
     if not hmac.compare_digest(typed.encode(), fingerprint_of(content).replace(" ", "").encode()):
         expected, fix = (
             "the fingerprint that the other side sees",
-            "ask the other side over another way, e.g. telephone",
+            "ask the other side over another channel, e.g. by telephone",
         )
         raise KeysError(f"the file has another fingerprint\n  expected  {expected}\n  advice    {fix}")
 
@@ -255,7 +260,7 @@ def _require_unused(folder: Path, base: Path, content: Mapping[str, Any]) -> Non
     used = [base / kind / f"{name}.pub" for kind in (ALLOWED, REVOKED)] + [folder / "nodes" / name]
     for path in [*used, base / REQUESTS / f"{name}.json"]:
         if path.exists():
-            raise KeysError(f"{path} exists: a node of this name has or had a key\n  advice    another name")
+            raise KeysError(f"{path} exists: a node of this name has or had a key\n  advice    choose another name")
     key = formats.load_ssh_public_key(content["node_key"].encode("ascii"))
     pem = key.public_bytes(formats.Encoding.PEM, formats.PublicFormat.SubjectPublicKeyInfo)
     owners = {**read_admitted(base / REVOKED), **read_admitted(base / ALLOWED)}

@@ -45,7 +45,7 @@ def fetch_run(*, run: str, coordinator: str, keys: Path, to: Path | None, max_gi
     found = find_run(list_runs(coordinator, keys), run)
     target = to or Path(Path(found.name or str(found.id)).name)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FedlearnError(f"{target} exists\n  expected  a new or an empty folder\n  advice    another --to")
+        raise FedlearnError(f"{target} exists\n  expected  a new or an empty folder\n  advice    choose another --to")
     client = RunClient(coordinator, keys)
     try:
         files = client.files(found.folder)

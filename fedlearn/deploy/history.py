@@ -72,7 +72,7 @@ def show_history(
     """
     if verify:
         if state is None:
-            expected, fix = "the state folder, because a log is verified at its place", "a folder before --verify"
+            expected, fix = "the state folder, because a log is verified at its place", "add the folder before --verify"
             raise FedlearnError(f"STATE is missing\n  expected  {expected}\n  advice    {fix}")
         return _print_verification(find_log(state), head, as_json=json)
     lines = select_run(read_events(find_log(state)) if state else _fetch_events(coordinator, keys), run)
@@ -108,7 +108,7 @@ def find_log(state: Path) -> Path:
         if (state / place / AUDIT_FILE).is_file():
             return state / place
     expected = "the folder --state of a coordinator or a node, or --client-states of a trainer"
-    raise FedlearnError(f"{state} has no {AUDIT_FILE}\n  expected  {expected}\n  advice    another folder")
+    raise FedlearnError(f"{state} has no {AUDIT_FILE}\n  expected  {expected}\n  advice    choose another folder")
 
 
 def select_run(lines: Sequence[dict[str, Any]], run: str) -> list[dict[str, Any]]:

@@ -163,7 +163,7 @@ def add(folder: Path, nodes: Sequence[str]) -> None:
         public = [folder / "coordinator" / kind / f"{name}.pub" for kind in (ALLOWED, REVOKED)]
         for path in (folder / "nodes" / name, *public):
             if path.exists():
-                raise KeysError(f"{path} exists: a node of this name has or had a key\n  advice    another name")
+                raise KeysError(f"{path} exists: a node of this name has or had a key\n  advice    choose another name")
         target = folder / "nodes" / name
         target.mkdir(parents=True, mode=0o700)
         key = ec.generate_private_key(ec.SECP384R1())
@@ -547,7 +547,7 @@ def _print_fingerprint(content: Mapping[str, Any]) -> None:
 def _manage_persons(folder: Path, *, person_command: str, name: str = "", role: str = "") -> int:
     if person_command == "add":
         target = add_person_to(folder, name, role)
-        sys.stdout.write(f"token and root certificate for {name} are in {target}; send them over a private way\n")
+        sys.stdout.write(f"token and root certificate for {name} are in {target}; send them over a private channel\n")
     elif person_command == "revoke":
         revoke_person(coordinator_part(folder) / PERSONS_FILE, name)
     sys.stdout.write(f"{describe_persons(folder)}\n")

@@ -104,7 +104,7 @@ def _serve(node: Node) -> None:
         is_joined = False
         while True:
             if messenger.exit_code == NOT_ADMITTED:
-                fix = "keys/nodes/NAME of an admitted node: this key is revoked, or of another federation"
+                fix = "use the keys of an admitted node; this key is revoked, or belongs to another federation"
                 raise NodeError(f"{node.coordinator} does not admit the key of this node\n  advice    {fix}")
             for watch in watches:
                 watch.check()

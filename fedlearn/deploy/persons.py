@@ -129,9 +129,9 @@ def read_persons(path: Path) -> dict[str, Person]:
         content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"persons": []}
         persons = [_person(entry) for entry in content["persons"]]
     except (OSError, ValueError, KeyError, TypeError, WireError) as error:
-        raise PersonsError(f"{path} cannot be read: {error}\n  advice    a backup of this file") from error
+        raise PersonsError(f"{path} cannot be read: {error}\n  advice    restore a backup of this file") from error
     if len({person.name for person in persons}) < len(persons):
-        raise PersonsError(f"{path} has a name twice\n  advice    a backup of this file")
+        raise PersonsError(f"{path} has a name twice\n  advice    restore a backup of this file")
     return {person.name: person for person in persons}
 
 
@@ -150,7 +150,9 @@ def add_person(path: Path, name: str, role: str) -> str:
     persons = read_persons(path)
     if name in persons:
         state = "was revoked" if persons[name].revoked else "exists"
-        raise PersonsError(f"person {name} {state}\n  expected  a name that was never used\n  advice    another name")
+        raise PersonsError(
+            f"person {name} {state}\n  expected  a name that was never used\n  advice    choose another name"
+        )
     token = new_token()
     person = Person(name=name, role=Role(role), token_sha256=token_digest(token.encode()), added=_now())
     _write(path, {**persons, name: person})

@@ -73,7 +73,7 @@ class RunClient:
                 raise WireError("the list of files is malformed or too long")
             files = [RemoteFile(**read_fields(entry, path=str, size=int, sha256=str)) for entry in entries]
         except WireError as error:
-            raise FedlearnError(f"{self.address} sends no list of files: {error}") from error
+            raise FedlearnError(f"{self.address} sent no valid list of files: {error}") from error
         for file in files:
             _require_inside(file.path)
         return files
@@ -101,9 +101,9 @@ class RunClient:
                         digest.update(part)
                         out.write(part)
             if size != file.size or digest.hexdigest() != file.sha256:
-                raise FedlearnError(f"{plain_line(file.path)} was changed on the way, or the run still writes it")
+                raise FedlearnError(f"{plain_line(file.path)} was changed in transit, or the run still writes it")
             if target.exists():
-                raise FedlearnError(f"{target} exists\n  expected  a new folder\n  advice    another --to")
+                raise FedlearnError(f"{target} exists\n  expected  a new folder\n  advice    choose another --to")
             draft.rename(target)
         finally:
             draft.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Refuse Flower strategies of which fedlearn would leave a part out, with the name of the part.
+"""Refuse a Flower strategy with a part that fedlearn would not run, and name the part.
 
 Clients of fedlearn train by the settings ``local`` and the local rule of a strategy, and fedlearn evaluates the model.
 So a strategy that configures clients, evaluates by itself or has its own loop would run as another algorithm.
@@ -41,7 +41,7 @@ PROBE_NODES = 100  # nodes of the grid that shows the messages of round 1
 
 
 def check_strategy(strategy: FlowerStrategy) -> None:
-    """Refuse a strategy of which fedlearn would leave a part out.
+    """Refuse a strategy with a part that fedlearn would not run.
 
     The messages of round 1 are looked at here. `check_message` looks at the messages of each round.
 
@@ -51,7 +51,7 @@ def check_strategy(strategy: FlowerStrategy) -> None:
     """
     kind = type(strategy).__name__
     expected = "a strategy that aggregates the arrays of a model"
-    fix = "a tree library of your own in a ServerApp: python -m fedlearn.flower.run path/to/app"
+    fix = "your app with its own ServerApp: python -m fedlearn.flower.run path/to/app"
     require(not isinstance(strategy, FedXgbBagging | FedXgbCyclic), "strategy.flower", kind, expected, fix)
     for name, advice in OVERRIDDEN.items():
         is_stock = _is_from_flower(getattr(type(strategy), name))

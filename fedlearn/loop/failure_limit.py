@@ -19,7 +19,7 @@ def require_failure_limit(value: Any) -> None:
         SettingError: The value is not a count >= 0, a share in [0, 1], or None.
     """
     is_share = isinstance(value, float) and is_number(value, at_least=0) and value <= 1
-    expected = "a whole number of clients >= 0, a share of the cohort with a point in [0.0, 1.0], or null"
+    expected = "a whole number of clients >= 0, a share of the cohort from 0.0 to 1.0 (with a decimal point), or null"
     is_valid = value is None or is_count(value, at_least=0) or is_share
     require(is_valid, "max_failures", value, expected, "max_failures=2")
 

@@ -12,7 +12,7 @@ _CHANGES = {  # hook -> change of local training, in words
     "correct": "one that corrects gradients",
     "adjust_logits": "one that adjusts logits",
     "penalty": "one with a penalty in the loss",
-    "gradient": "one with a gradient of its own",
+    "gradient": "one that takes gradients at other parameters",
 }
 
 

@@ -1,4 +1,4 @@
-"""Read the settings that say at which sites a deployed run takes place: sites, min_sites and study."""
+"""Read the settings for the sites of a deployed run: sites, min_sites and study."""
 
 from __future__ import annotations
 

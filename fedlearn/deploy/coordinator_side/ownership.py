@@ -33,7 +33,7 @@ def require_owner(path: Path, person: str | None) -> None:
 
 
 def require_outside_runs(folder: Path, runs: Path) -> None:
-    """Refuse a new run folder inside of another run.
+    """Refuse a new run folder inside the folder of another run.
 
     Raises:
         RunFolderError: A parent of the folder is a run folder.
@@ -44,7 +44,8 @@ def require_outside_runs(folder: Path, runs: Path) -> None:
         if (parent / DEPLOYMENT_FILE).exists():
             fix = f"hydra.run.dir={folder.name}"
             raise RunFolderError(
-                f"the folder {folder.name} is inside of a run\n  expected  a folder of its own\n  try       {fix}"
+                f"the folder {folder.name} is inside the folder of another run\n"
+                f"  expected  a folder outside other runs\n  try       {fix}"
             )
 
 

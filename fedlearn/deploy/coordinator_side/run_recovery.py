@@ -33,7 +33,7 @@ from fedlearn.deploy.coordinator_side.submissions import SUBMISSIONS_FOLDER, Sub
 from fedlearn.deploy.supervision import say
 
 PROCESSES_FILE = "run_processes.json"  # in the state folder: the processes that the SuperExec has started
-MAX_ATTEMPTS = 10  # interruptions of a run without a new round, after which it is given up
+MAX_ATTEMPTS = 10  # interruptions of a run without a new round, after which the coordinator does not resume it
 STATUS_INTERVAL_S = 5.0  # seconds between two requests for the status of a run whose process lives
 START_GRACE_S = 5.0  # seconds between the start of a run and the start of its process
 MAX_AGE_S = 900.0  # seconds since the end of an interrupted run, after which a new coordinator does not resume it
@@ -154,7 +154,7 @@ class RunRecovery:
         attempts = 1 + (int(request.get("attempts", 0)) if num_rounds == request.get("num_rounds") else 0)
         name = plain_line(str(request["folder"]), max_length=200)
         if attempts > MAX_ATTEMPTS:
-            return self.report(f"run {name} was interrupted {attempts} times without a new round; it is given up")
+            return self.report(f"run {name} was interrupted {attempts} times without a new round; it does not resume")
         repeated = dict(request)
         if request["do"] == "run" and (folder / DEPLOYMENT_FILE).exists():
             repeated = {"do": "resume", "overrides": [], **{key: request.get(key) for key in ("folder", "width")}}

@@ -1,4 +1,4 @@
-"""Read the studies of a coordinator: which sites take part in a study, and who may submit its runs.
+"""Read the studies of a coordinator: the sites of each study, and the persons who may submit its runs.
 
 The file ``studies.yaml`` in the coordinator's folder of keys has a line per study, for example::
 

@@ -131,7 +131,7 @@ class ClientStates:
         except (ValueError, AttributeError, TypeError) as error:
             raise ClientStateError(
                 f"{path} is damaged: the number of training requests of this node is unknown\n"
-                "  advice    a backup of this file"
+                "  advice    restore a backup of this file"
             ) from error
 
     def _rounds(self, run: str, client: ClientId) -> list[int]:

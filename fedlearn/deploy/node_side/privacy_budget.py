@@ -93,7 +93,8 @@ class PrivacyBudget:
             return Ledger()
         except (ValueError, AttributeError, TypeError, KeyError) as error:
             raise ClientStateError(
-                f"{path} is damaged: the privacy loss of this node is unknown\n  advice    a backup of this file"
+                f"{path} is damaged: the privacy loss of this node is unknown\n"
+                "  advice    restore a backup of this file"
             ) from error
 
     def _write_within_limit(self, ledger: Ledger) -> None:

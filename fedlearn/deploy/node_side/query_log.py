@@ -172,7 +172,8 @@ class QueryLog:
             return _Content()
         except (ValueError, TypeError, KeyError, WireError) as error:
             raise ClientStateError(
-                f"{path} is damaged: the number of answers of this node is unknown\n  advice    a backup of this file"
+                f"{path} is damaged: the number of answers of this node is unknown\n"
+                "  advice    restore a backup of this file"
             ) from error
 
     def _write(self, content: _Content) -> None:

@@ -68,7 +68,7 @@ def _read(path: Path) -> Ledger:
     try:
         return Ledger.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        fix = "a backup of this file, or a new tuning"
+        fix = "restore a backup of this file, or start a new tuning"
         raise FedlearnError(
             f"{path} cannot be read: {error}\n  expected  a privacy ledger\n  advice    {fix}"
         ) from error

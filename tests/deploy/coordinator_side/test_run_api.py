@@ -138,7 +138,7 @@ def test_a_run_above_other_runs_does_not_open_their_files(server, place):
 def test_a_run_inside_of_another_run_is_refused(place, folder, is_free):
     if is_free:
         return require_outside_runs(place / folder, place)
-    with pytest.raises(FedlearnError, match="is inside of a run"):
+    with pytest.raises(FedlearnError, match="is inside the folder of another run"):
         require_outside_runs(place / folder, place)
 
 
@@ -221,7 +221,7 @@ def test_a_submitter_fetches_the_files_of_a_run(client, place, tmp_path, capsys)
 def test_a_changed_file_is_refused_and_not_kept(client, server, tmp_path, change, capsys):
     server.changed["report.html"] = change
     assert fetch.main(["7", "--to", str(tmp_path / "got")]) == 2
-    assert "was changed on the way" in capsys.readouterr().err
+    assert "was changed in transit" in capsys.readouterr().err
     assert not (tmp_path / "got/report.html").exists()
 
 

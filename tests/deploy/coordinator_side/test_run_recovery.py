@@ -184,7 +184,7 @@ def test_a_run_that_dies_again_and_again_without_a_round_is_given_up_by_name(pla
         recovery.check()
         control.runs = {run: (INTERRUPTED, config) for run, (_, config) in control.runs.items()}
     assert len(control.runs) == 1 + MAX_ATTEMPTS
-    assert "heart/run was interrupted 11 times without a new round; it is given up" in lines[-1]
+    assert "heart/run was interrupted 11 times without a new round; it does not resume" in lines[-1]
 
 
 def test_each_new_round_allows_new_attempts(place):
