@@ -164,6 +164,30 @@ class RefusalLimit:
         return is_allowed
 
 
+class ReadLimit:
+    """Count equal reads of a person within a time as one line, so that no person fills the disk.
+
+    Args:
+        window_s: seconds.
+    """
+
+    def __init__(self, window_s: float = 600.0) -> None:
+        self.window_s = window_s
+        self._times: dict[tuple[str, ...], float] = {}
+
+    def allows(self, *read: str) -> bool:
+        """Count a read, and return whether it may have a line.
+
+        Args:
+            read: person, name of the request, and its arguments.
+        """
+        now = time.monotonic()
+        if now - self._times.get(read, -self.window_s) < self.window_s:
+            return False
+        self._times = {key: at for key, at in self._times.items() if now - at < self.window_s} | {read: now}
+        return True
+
+
 def verify(folder: Path, noted_head: str = "") -> Verification:
     """Check each line of a log, the chain of hashes, and the end of the log.
 

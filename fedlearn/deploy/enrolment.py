@@ -192,6 +192,8 @@ def read_request(file: Path) -> dict[str, Any]:
         proofs = {name: b64decode(text, validate=True) for name, text in _proofs(document["proofs"]).items()}
         key = formats.load_ssh_public_key(content["node_key"].encode("ascii"))
         masking_key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(content["masking_key"]))
+        if masking_key.public_bytes_raw().hex() != content["masking_key"]:  # keys are compared as texts
+            raise ValueError("the masking key has another spelling")
     except (ValueError, TypeError, KeyError, WireError) as error:
         raise KeysError(
             f"{file} has no valid keys: {plain_line(str(error))}\n  advice    ask the site for a new request"

@@ -18,6 +18,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from fedlearn.core.private_files import write_private_json
 from fedlearn.core.serialization import WireError, read_fields
 from fedlearn.errors import FedlearnError, did_you_mean, require
@@ -147,15 +149,14 @@ def add_person(path: Path, name: str, role: str) -> str:
     known = [str(each) for each in ROLES]
     fix = f"--role {did_you_mean(role, known) or Role.SUBMITTER}"
     require(role in known, "--role", role, f"one of {', '.join(known)}", fix)
-    persons = read_persons(path)
-    if name in persons:
-        state = "was revoked" if persons[name].revoked else "exists"
-        raise PersonsError(
-            f"person {name} {state}\n  expected  a name that was never used\n  advice    choose another name"
-        )
-    token = new_token()
-    person = Person(name=name, role=Role(role), token_sha256=token_digest(token.encode()), added=_now())
-    _write(path, {**persons, name: person})
+    with _locked(path):
+        persons = read_persons(path)
+        if name in persons:
+            state, expected = "was revoked" if persons[name].revoked else "exists", "a name that was never used"
+            raise PersonsError(f"person {name} {state}\n  expected  {expected}\n  advice    choose another name")
+        token = new_token()
+        person = Person(name=name, role=Role(role), token_sha256=token_digest(token.encode()), added=_now())
+        _write(path, {**persons, name: person})
     return token
 
 
@@ -165,11 +166,18 @@ def revoke_person(path: Path, name: str) -> None:
     Raises:
         PersonsError: No person with a valid token has this name.
     """
-    persons = read_persons(path)
-    valid = [person.name for person in persons.values() if not person.revoked]
-    if name not in valid:
-        raise PersonsError(f"{name} has no valid token\n  expected  one of {', '.join(valid) or 'none'}")
-    _write(path, {**persons, name: replace(persons[name], revoked=_now())})
+    with _locked(path):
+        persons = read_persons(path)
+        valid = [person.name for person in persons.values() if not person.revoked]
+        if name not in valid:
+            raise PersonsError(f"{name} has no valid token\n  expected  one of {', '.join(valid) or 'none'}")
+        _write(path, {**persons, name: replace(persons[name], revoked=_now())})
+
+
+def _locked(path: Path) -> FileLock:
+    """Return a lock of a file of persons. Without it, two commands at a time could undo a revocation."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path.with_name(f".{path.name}.lock"), mode=0o600)
 
 
 def _write(path: Path, persons: Mapping[str, Person]) -> None:

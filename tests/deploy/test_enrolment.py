@@ -185,6 +185,20 @@ def test_a_key_is_used_once_under_any_name(folder, site, tmp_path, part, is_revo
     assert files_of(folder) == before
 
 
+@pytest.mark.parametrize("spell", [str.upper, lambda text: f" {text}", lambda text: f"{text[:2]} {text[2:]}"])
+def test_a_key_is_used_once_also_with_another_spelling(folder, site, tmp_path, spell):
+    approve(folder, path_of(site))
+    enrolment.request(tmp_path / "other", "west")
+    path, (_, masking_key) = tmp_path / "other/west.request.json", keys_of(site)
+    node_key, _ = keys_of(tmp_path / "other")
+    text = spell(masking_key.public_key().public_bytes_raw().hex())
+    sign(path, node_key, masking_key, node_key=public_line(node_key), masking_key=text)
+    before = files_of(folder)
+    with pytest.raises(FedlearnError, match="has no valid keys"):
+        approve(folder, path)
+    assert files_of(folder) == before
+
+
 @pytest.mark.parametrize("name", ["../north", "", "a b", "north\n", "coordinator/x", "n" * 65])
 def test_a_name_that_is_a_path_is_refused(folder, site, name):
     sign(path_of(site), *keys_of(site), name=name)

@@ -3,6 +3,8 @@
 import hmac
 import json
 import stat
+import threading
+import time
 
 import pytest
 
@@ -117,6 +119,24 @@ def test_a_missing_or_damaged_file_admits_nobody(path, damage):
     damage(path)
     assert known.authenticate(token.encode()) is None
     assert known.authenticate(b"") is None
+
+
+def test_a_revocation_is_not_lost_when_another_person_is_added_at_the_same_time(path, monkeypatch):
+    token, write, waits = add_person(path, "ada", "admin"), persons._write, threading.Event()
+
+    def write_later(*arguments):
+        waits.wait(0.3)
+        write(*arguments)
+
+    monkeypatch.setattr(persons, "_write", write_later)
+    adding = threading.Thread(target=add_person, args=(path, "ben", "viewer"))
+    adding.start()
+    time.sleep(0.1)
+    monkeypatch.setattr(persons, "_write", write)
+    revoke_person(path, "ada")
+    adding.join()
+    assert Persons(path).authenticate(token.encode()) is None
+    assert set(read_persons(path)) == {"ada", "ben"}
 
 
 def test_each_role_includes_the_roles_below_it():

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
-import time
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from fedlearn.deploy.audit_log import AuditLog, RefusalLimit
+from fedlearn.deploy.audit_log import AuditLog, ReadLimit, RefusalLimit
 from fedlearn.deploy.coordinator_side.app_bundle import NAME_KEY, PERSON_KEY, REQUEST_KEY, build_app_bundle
 from fedlearn.deploy.coordinator_side.request_limits import (
     CONTROL,
@@ -27,6 +26,7 @@ from fedlearn.deploy.coordinator_side.request_limits import (
     refuse,
     replay,
 )
+from fedlearn.deploy.coordinator_side.run_requests import check_request, read_request
 from fedlearn.deploy.coordinator_side.submissions import Submission, Submissions, new_run_name
 from fedlearn.deploy.persons import Person, Persons, Role
 from fedlearn.flower.compat import read_run_id, read_start_run, read_started_run, write_start_run, write_started_run
@@ -41,7 +41,6 @@ LOWEST_ROLES: Mapping[str, Role] = {  # request of Flower's Control API -> lowes
     "unregister-node": Role.COORDINATOR,
 }
 READS = ("list-runs", "list-nodes", "stream-logs")
-READ_INTERVAL_S = 600.0  # equal reads of a person within this time are one line of the audit log
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class ControlAccess:
         self.app, self.persons, self.audit, self.submissions = app, persons, audit, submissions
         self._bundle = build_app_bundle()
         self._limit = RefusalLimit()
-        self._reads: dict[tuple[str, ...], float] = {}
+        self._reads = ReadLimit()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection, in the interface of ASGI."""
@@ -142,13 +141,9 @@ class ControlAccess:
     def _read_start(self, call: Call) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the request in a call that starts a run, and the run configuration with the name of the person."""
         _, config = _read(read_start_run, call.body)
-        try:
-            request = json.loads(str(config.get(REQUEST_KEY)))
-            do = request["do"]
-        except (ValueError, KeyError, TypeError):
-            raise RequestRefused(400, "the request of the run cannot be read") from None
-        if do not in ("run", "resume", "stop"):
-            raise RequestRefused(400, "the task of the request is unknown")
+        request = read_request(str(config.get(REQUEST_KEY)))
+        _read(partial(check_request, is_coordinator=call.person.role == Role.COORDINATOR), request)
+        do = request["do"]
         if do == "stop":
             self.check_owner(call.person, int(request["run"]) if type(request.get("run")) is int else 0)
         person, name = call.person.name, new_run_name() if do == "run" else ""
@@ -168,12 +163,9 @@ class ControlAccess:
         self._log(call, **fields, request_sha256=digest, accepted=number is not None)
 
     def _log(self, call: Call, **fields: Any) -> None:
-        """Write a request to the audit log. Equal reads within `READ_INTERVAL_S` are one line."""
-        key, now = (call.person.name, call.name, *map(str, fields.values())), time.monotonic()
-        if call.name in READS:
-            if now - self._reads.get(key, -READ_INTERVAL_S) < READ_INTERVAL_S:
-                return
-            self._reads = {key: at for key, at in self._reads.items() if now - at < READ_INTERVAL_S} | {key: now}
+        """Write a request to the audit log. Equal reads within ten minutes are one line."""
+        if call.name in READS and not self._reads.allows(call.person.name, call.name, *map(str, fields.values())):
+            return
         self.audit.append("request", person=call.person.name, role=str(call.person.role), request=call.name, **fields)
 
     def _log_refusal(self, call: Call, refused: RequestRefused) -> None:

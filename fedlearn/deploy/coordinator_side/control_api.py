@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from fedlearn.core.command_line import DONE
 from fedlearn.core.plain_text import plain_line
 from fedlearn.deploy.connectivity import ConnectionProblem, describe_refusal, explain, parse_address, read_key_file
 from fedlearn.deploy.coordinator_side.app_bundle import NAME_KEY, PERSON_KEY, REQUEST_KEY, parse_exit_code
+from fedlearn.deploy.coordinator_side.run_requests import read_request
 from fedlearn.deploy.keys import CA, TOKEN
 from fedlearn.flower.compat import ControlClient
 
@@ -150,8 +150,7 @@ class CoordinatorClient:
     def successor(self, run_id: int) -> int | None:
         """Return the id of the run that continues an interrupted run; None if there is none."""
         for id, (_, config) in self.configs().items():
-            request = json.loads(str(config.get(REQUEST_KEY) or "{}"))
-            if isinstance(request, dict) and request.get("continues") == run_id:
+            if read_request(str(config.get(REQUEST_KEY))).get("continues") == run_id:
                 return id
         return None
 
@@ -232,12 +231,9 @@ def _status_of(run: Any) -> RunStatus:
 
 def _run_state(run_id: int, run: Any, config: Mapping[str, Any]) -> RunState:
     """Return the state of a run."""
-    try:
-        request = json.loads(str(config.get(REQUEST_KEY, "{}")))
-    except ValueError:
-        request = {}
-    status, settings = run.status, request.get("settings") or {}
-    names = [str((settings.get(group) or {}).get("name", "")) for group in ("scenario", "strategy")]
+    request, status = read_request(str(config.get(REQUEST_KEY))), run.status
+    settings = _mapping(request.get("settings"))
+    names = [str(_mapping(settings.get(group)).get("name", "")) for group in ("scenario", "strategy")]
     is_done = status.sub_status == "completed"
     return RunState(
         id=int(run_id),
@@ -251,6 +247,11 @@ def _run_state(run_id: int, run: Any, config: Mapping[str, Any]) -> RunState:
         name=plain_line(str(config.get(NAME_KEY, ""))),
         person=plain_line(str(config.get(PERSON_KEY, ""))),
     )
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """Return a mapping in a request; empty for another value, which a submitter may have sent."""
+    return value if isinstance(value, dict) else {}
 
 
 def _with_names(runs: Sequence[RunState]) -> list[RunState]:

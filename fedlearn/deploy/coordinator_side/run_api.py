@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from fedlearn.core.version import VERSION
-from fedlearn.deploy.audit_log import AuditLog, RefusalLimit, read_events
+from fedlearn.deploy.audit_log import AuditLog, ReadLimit, RefusalLimit, read_events
 from fedlearn.deploy.coordinator_side.ownership import owner_of
 from fedlearn.deploy.coordinator_side.request_limits import (
     API_PREFIX,
@@ -60,14 +61,14 @@ class RunApi:
 
     def __init__(self, app: App, *, persons: Persons, runs: Path, state: Path) -> None:
         self.app, self.persons, self.runs, self.state = app, persons, runs, state
-        self.audit, self._limit = AuditLog(state), RefusalLimit()
+        self.audit, self._limit, self._reads = AuditLog(state), RefusalLimit(), ReadLimit()
         self.routes = {
             "whoami": Route(Role.VIEWER, self._whoami),
             "nodes": Route(Role.VIEWER, lambda person, query: read_members(self.state)),
             "runs": Route(Role.VIEWER, self._runs),
             "history": Route(Role.VIEWER, self._history, is_logged=True),
             "files": Route(Role.SUBMITTER, self._files, is_logged=True),
-            "file": Route(Role.SUBMITTER, self._file),
+            "file": Route(Role.SUBMITTER, self._file, is_logged=True),
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,7 +100,8 @@ class RunApi:
             if self._limit.allows(person.name):
                 self._log(person, name, query, event="request.refused", code=refused.status, reason=refused.reason)
             raise
-        if route.is_logged:
+        read = [os.path.normpath(query.get("folder", "")), query.get("path", "")]
+        if route.is_logged and self._reads.allows(person.name, name, *read):
             self._log(person, name, query)
         return content
 

@@ -29,6 +29,7 @@ from fedlearn.deploy.coordinator_side.run_process import (
     read_process,
     silence_s,
 )
+from fedlearn.deploy.coordinator_side.run_requests import read_request
 from fedlearn.deploy.coordinator_side.submissions import SUBMISSIONS_FOLDER, Submissions
 from fedlearn.deploy.supervision import say
 
@@ -181,10 +182,7 @@ def _is_interrupted(status: RunStatus, *, max_age_s: float = float("inf")) -> bo
 
 
 def _request_in(config: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        return dict(json.loads(str(config.get(REQUEST_KEY) or "{}")))
-    except (ValueError, TypeError):
-        return {}
+    return read_request(str(config.get(REQUEST_KEY)))
 
 
 def _num_rounds(folder: Path) -> int:

@@ -34,9 +34,8 @@ class PolicyFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._version: tuple[int, ...] | None = None
+        self._version = self._read_version()  # first, so that a change during the start is noticed
         self._policy: Policy | None = read_policy(path)
-        self._version = self._read_version()
         self._log_change()
 
     def current(self) -> Policy:

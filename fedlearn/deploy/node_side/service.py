@@ -49,6 +49,7 @@ from fedlearn.protocol.responses import pack_evaluations, pack_parameters
 from fedlearn.protocol.training_order import read_client_models, read_order, require_order_fits
 from fedlearn.protocol.updates import pack_updates
 
+MAX_KNOWN_RUNS = 100  # runs whose next request does not look for changed data
 LOCK_TIMEOUT_S = 300.0  # seconds that a request waits for the end of an earlier one
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class NodeService:
         self.budget = PrivacyBudget(client_states.folder, self.policy.required_privacy)
         self.stored = StoredResponses(client_states.folder)
         self.audit = NodeAudit(client_states.folder)
+        self._runs: list[str] = []  # last runs since the start
         self._lock = Lock()
         self._handlers = {
             RequestKind.HELLO: self._hello,
@@ -116,6 +118,7 @@ class NodeService:
             try:
                 self._use_current_policy()
                 _check_run_name(request.run)
+                self._forget_removed_data(request)
                 response = self._handlers[request.kind](request)
                 self._check(request, response)
                 return _log_failures(response)
@@ -156,8 +159,16 @@ class NodeService:
             refusal = _refusal(RefusalCode.INTERNAL, "see the traceback above", request)
             return NodeResponse.refuse(request, refusal).pack()
 
+    def _forget_removed_data(self, request: NodeRequest) -> None:
+        """Look for changed data before a hello request, and before the first request of each run.
+
+        A hostile coordinator sends no hello requests, and would train on data that the operator has removed.
+        """
+        if request.kind == RequestKind.HELLO or request.run not in self._runs:
+            self.builder.forget_changed_data()
+        self._runs = [*self._runs[-MAX_KNOWN_RUNS + 1 :], request.run] if request.run not in self._runs else self._runs
+
     def _hello(self, request: NodeRequest) -> NodeResponse:
-        self.builder.forget_changed_data()
         scenario, keys = self._scenario(request), self.config.masking_keys
         clients, data, trainer = self._local(scenario, self.config.clients), scenario.data, scenario.trainer
         reported = self.policy.reveal.reported_count

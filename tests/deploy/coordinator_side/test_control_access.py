@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,7 @@ from flwr.proto import control_pb2
 from fedlearn.deploy.audit_log import AuditLog, RefusalLimit, read_events, verify
 from fedlearn.deploy.coordinator_side.app_bundle import build_app_bundle
 from fedlearn.deploy.coordinator_side.control_access import LOWEST_ROLES, ControlAccess
+from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient
 from fedlearn.deploy.coordinator_side.submissions import Submission, Submissions, stoppable
 from fedlearn.deploy.persons import Persons, Role, add_person, token_digest
 from fedlearn.flower.compat import read_start_run, write_start_run
@@ -174,6 +176,53 @@ def test_a_request_without_a_task_is_refused(coordinator, request_text):
     body = write_start_run(build_app_bundle(), {"request": request_text})
     assert coordinator.call("ada", "/v1/control/start-run", body) == 400
     assert coordinator.received == []
+
+
+FORGED = {  # changes of a request, by which a submitter would disturb other persons and the recovery
+    "in place of the successor of another run": {"continues": 77},
+    "attempts that are no number": {"attempts": "many"},
+    "a number of rounds": {"num_rounds": 3},
+    "no folder": {"folder": ""},
+    "a folder that is a list": {"folder": ["heart"]},
+    "settings that are a text": {"settings": "heart"},
+    "overrides that are mappings": {"do": "resume", "overrides": [{}]},
+    "a command that is a mapping": {"rerun_command": {}},
+    "an unknown field": {"person": "ada"},
+    "a text as width": {"width": "80"},
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+@pytest.mark.parametrize("caller", ["sam", "ada"])
+def test_a_person_cannot_forge_a_field_of_the_recovery_or_send_another_type(coordinator, name, caller):
+    assert coordinator.start(caller, {**RUN, **FORGED[name]}) == 400
+    assert coordinator.received == []
+    assert [line["event"] for line in coordinator.events] == ["request.refused"]
+
+
+def test_a_deeply_nested_request_is_refused(coordinator):
+    text = json.dumps(RUN)[:-1] + ', "x": ' + "[" * 10**5 + "]" * 10**5 + "}"
+    body = write_start_run(build_app_bundle(), {"request": text})
+    assert coordinator.call("sam", "/v1/control/start-run", body) == 400
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[" * 10**5, '{"settings": "heart"}', '{"settings": {"scenario": [1]}}'])
+def test_a_stored_request_of_any_form_hides_no_other_run(text):
+    status = SimpleNamespace(status="finished", sub_status="failed", details="fedlearn exit 3")
+    run = SimpleNamespace(status=status, running_at="", pending_at="", finished_at="")
+    configs = {1: {"request": text}, 2: {"request": json.dumps({**RUN, "continues": 9})}}
+    client = object.__new__(CoordinatorClient)
+    runs = SimpleNamespace(runs=lambda: dict.fromkeys(configs, run), config_of=lambda run: next(texts))
+    texts = iter(configs.values())
+    client._client = runs
+    assert {state.id: state.experiment for state in client.run_states()} == {1: "", 2: "heart"}
+    texts = iter(configs.values())
+    assert client.successor(9) == 2
+
+
+def test_the_coordinator_continues_a_run_with_the_fields_of_the_recovery(coordinator):
+    request = {**RUN, "continues": 76, "attempts": 1, "num_rounds": 0}
+    assert coordinator.start("coordinator", request, person="sam", name="r1") == 200
 
 
 @pytest.mark.parametrize("how", ["now", "after the round"])

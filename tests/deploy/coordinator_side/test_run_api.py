@@ -109,6 +109,23 @@ def test_each_request_is_answered_for_its_roles_only(server, request_text):
     assert refused == (["sue", "vic"] if request_text in FETCHES else [])
 
 
+def test_a_fetched_file_is_in_the_audit_log_also_without_a_list_of_files(server):
+    paths = ["report.html", "metrics.jsonl"]
+    for path in paths:
+        for _ in range(3):
+            assert server.get("sam", "file", f"folder={FOLDER}&path={path}")[0] == 200
+    lines = [line for line in read_events(server.state) if line["request"] == "file"]
+    assert [(line["person"], line["query"]["path"]) for line in lines] == [("sam", path) for path in paths]
+
+
+@pytest.mark.parametrize("name", ["history", f"files?folder={FOLDER}"])
+def test_equal_reads_of_a_person_do_not_fill_the_disk(server, name):
+    for number in range(9):
+        request, _, query = name.partition("?")
+        assert server.get("sam", request, f"{query}&other={number}")[0] == 200
+    assert len(read_events(server.state)) == 1
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "HEAD"])
 def test_nothing_can_be_changed(server, method):
     assert server.get("ada", "files", f"folder={FOLDER}", method)[0] == 404

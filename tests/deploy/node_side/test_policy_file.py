@@ -56,6 +56,20 @@ def test_a_broken_file_refuses_all_requests_until_it_is_corrected(path, broken, 
     assert file.current().max_rounds == 5
 
 
+def test_a_file_that_is_narrowed_while_the_node_starts_is_in_force(path, monkeypatch):
+    read = policy_file.read_policy
+
+    def read_and_narrow(path):
+        policy = read(path)
+        write(path, NARROW)
+        return policy
+
+    monkeypatch.setattr(policy_file, "read_policy", read_and_narrow)
+    file = PolicyFile(path)
+    monkeypatch.setattr(policy_file, "read_policy", read)
+    assert file.current().max_rounds == 5
+
+
 def test_a_file_that_is_being_written_is_not_read_in_parts(path, monkeypatch):
     monkeypatch.setattr(policy_file, "SETTLE_S", 1.0)
     file, parts = PolicyFile(path), [NARROW[:40], NARROW]

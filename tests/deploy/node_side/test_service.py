@@ -266,3 +266,16 @@ def test_a_node_reads_changed_data_at_the_next_hello_and_refuses_without_them(ma
     (folder / "a.csv").write_text("23")
     assert site.respond(hello).refusal is None
     assert len([seen for seen in SEEN if isinstance(seen, dict)]) == 2
+
+
+def test_a_run_without_a_hello_request_does_not_train_on_removed_data(make, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a.csv").write_text("1")
+    site = make(NodeConfig(clients=(0,), data=folder))
+    assert fit(site, run="first").refusal is None
+    (folder / "a.csv").unlink()
+    assert fit(site, run="first", round=2).refusal is None  # a run keeps its data
+    assert len([seen for seen in SEEN if isinstance(seen, dict)]) == 1
+    assert fit(site, run="second").refusal is None
+    assert len([seen for seen in SEEN if isinstance(seen, dict)]) == 2
