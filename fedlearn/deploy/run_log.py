@@ -120,7 +120,7 @@ class Follower:
         return run_id
 
     def follow(self, run_id: int) -> int:
-        """Show a run until it ends, and return its exit code. Follow the run by which the coordinator resumes it.
+        """Show a run until it ends, and return its exit code. If the coordinator resumes it as a new run, follow that run.
 
         Args:
             run_id: Flower's id of the run.
@@ -145,7 +145,7 @@ class Follower:
                 run_id, self._shown_until, self._partial_line = successor, 0.0, ""
 
     def _find_successor(self, run_id: int, status: RunStatus) -> int | None:
-        """Return the run by which the coordinator continues an interrupted run; None if there is none in time.
+        """Return the new run that continues an interrupted run; None if there is none in time.
 
         A run that was stopped has its successor already.
         """

@@ -114,7 +114,7 @@ def _train(
 
 @lru_cache(maxsize=64)  # one rule object for all rounds, because compiled programs and process pools are cached by rule
 def _weight_rule(rule: LocalRule) -> LocalRule:
-    """Return the rule that moves each mixture as a step on its weights does.
+    """Return the rule that moves each mixture by a gradient step on its weights.
 
     The mixture is ``v + W (w - v)`` of the personal model v and the received model w, so the gradient of the weights is
     ``(w - v) grad``. A step of size 1 then moves the mixture by ``-rate (w - v)^2 grad``, between v and w.

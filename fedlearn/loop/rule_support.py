@@ -1,4 +1,4 @@
-"""Refuse a local rule that a trainer or the local settings cannot honour, before any training."""
+"""Refuse a local rule that a trainer or the local settings do not support, before any training."""
 
 from __future__ import annotations
 

@@ -60,5 +60,5 @@ class LedgerFile:
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(
                 f"{self.path} cannot be read, so the privacy loss of the run is unknown: {error}\n"
-                "  advice    restore a backup of this file, or start a new run"
+                "  advice    restore a backup, or start a new run"
             ) from error

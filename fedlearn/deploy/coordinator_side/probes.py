@@ -41,7 +41,7 @@ class LinkProbe(threading.Thread):
             time.sleep(PROBE_INTERVAL_S)
 
     def problem(self) -> str:
-        """Return why the SuperLink does not work; empty if it has answered within `MAX_AGE_S`."""
+        """Return the problem of the SuperLink; empty if it has answered within `MAX_AGE_S`."""
         age = time.monotonic() - self._answered_at
         if age < MAX_AGE_S:
             return self._problem
@@ -49,7 +49,7 @@ class LinkProbe(threading.Thread):
 
 
 def executor_problem(state: Path, link: LinkProbe) -> str:
-    """Return why the SuperExec does not work; empty if it polls, or if the SuperLink does not answer its polls."""
+    """Return the problem of the SuperExec; empty if it polls, or if the SuperLink does not answer its polls."""
     if link.problem():
         return ""
     try:

@@ -67,7 +67,7 @@ class Submissions:
         (self.folder / f"{int(number)}{STOP_SUFFIX}").touch()
 
     def is_stop_requested(self, number: int) -> bool:
-        """Return whether a run shall stop after its round."""
+        """Return whether a person has asked a run to stop after its round."""
         return (self.folder / f"{int(number)}{STOP_SUFFIX}").exists()
 
 

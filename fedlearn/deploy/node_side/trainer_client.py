@@ -63,7 +63,7 @@ class TrainerClient:
                 time.sleep(0.5)
 
     def problem(self) -> str:
-        """Return why the trainer does not work, by gRPC's standard health service; empty if it works."""
+        """Return the problem that gRPC's standard health service reports for the trainer; empty if it works."""
         with grpc.insecure_channel(f"unix:{self.socket}", options=CHANNEL_OPTIONS) as channel:
             request = health_pb2.HealthCheckRequest()
             try:

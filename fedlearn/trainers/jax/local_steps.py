@@ -116,7 +116,7 @@ class LocalSteps:
         return self._jit(block, compiler_options=SINGLE_THREAD_MATMUL if self.device == "cpu" else None)
 
     def _optimizer_state(self, rule: LocalRule, state: Any, kept: Mapping[str, jax.Array]) -> Any:
-        """Return the optimizer state in which a client starts: a new one, or the one that it has kept."""
+        """Return the optimizer state of a client at the start of a round: a new state, or the kept state."""
         if not rule.optimizer_state:
             return state
         vectors = {name.removeprefix(STATE_PREFIX): self.model.unflatten(kept[name]) for name in rule.optimizer_state}
