@@ -14,7 +14,7 @@ COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {  # title -> command ->
     "Experiments": {
         "run": ("simulations.run", "run one experiment, or a sweep of experiments"),
         "resume": ("simulations.resume", "resume a run that was stopped"),
-        "tune": ("simulations.tune", "search good values of settings with Optuna"),
+        "tune": ("simulations.tune", "search for good values of settings with Optuna"),
         "compare": ("simulations.compare", "compare settings over seeds, from the folders of runs"),
         "report": ("simulations.report", "write the report of a run again"),
         "watch": ("simulations.watch", "show the runs in a folder on a live page"),

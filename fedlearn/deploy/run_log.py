@@ -120,7 +120,7 @@ class Follower:
         return run_id
 
     def follow(self, run_id: int) -> int:
-        """Show a run until it ends, and return its exit code. If the coordinator resumes it as a new run, follow that run.
+        """Show a run until it ends, and return its exit code. Follow the run that resumes it, too.
 
         Args:
             run_id: Flower's id of the run.

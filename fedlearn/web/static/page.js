@@ -163,7 +163,7 @@ function showRun(shown) {
     ["Epsilon", epsilonText(run)],
     ["Last round", isNumber(run.seconds) ? show(run.seconds, "s") : "–"],
     ["Failures of clients", String(run.num_failures)],
-    ["From and to clients", `${bytes(run.bytes_up)}, ${bytes(run.bytes_down)}`],
+    ["Sent by clients, to clients", `${bytes(run.bytes_up)}, ${bytes(run.bytes_down)}`],
     ["Last change", moment(run.changed) || "–"],
   ]);
   drawCharts();
