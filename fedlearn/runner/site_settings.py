@@ -20,7 +20,7 @@ class SiteSettings:
     """The sites of a run, as the submitter names them.
 
     Args:
-        sites: names of the sites; None: all sites that may join.
+        sites: names of the sites; None: all admitted sites.
         min_sites: smallest number of sites at the start; None: all named sites, or one site.
         study: name of the study; None: no study.
     """
