@@ -38,6 +38,7 @@ from fedlearn.deploy.keys import (
     REVOKED,
     KeysError,
     coordinator_part,
+    exclusive,
     masking_keys_of,
     read_admitted,
     write_masking_keys,
@@ -98,6 +99,7 @@ def request(folder: Path, node: str) -> Path:
     return path
 
 
+@exclusive
 def approve(folder: Path, file: Path, *, fingerprint: str, address: str = "") -> Path:
     """Admit the node of a request file, and return the path of the approval file, beside the request.
 

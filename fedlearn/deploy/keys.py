@@ -23,10 +23,12 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -35,6 +37,7 @@ from cryptography.hazmat.primitives import serialization as formats
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from filelock import FileLock
 
 from fedlearn.core.checkpoint import write_atomically
 from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
@@ -64,11 +67,30 @@ ALLOWED, REVOKED = "allowed", "revoked"  # folders of public keys, NAME.pub
 FIRST_ADMIN, PERSONS = "operator", "persons"  # name and folder of the first person, folder of further persons
 CA_DAYS = 3650
 NODES_HELP = "names of nodes; client ids and the largest number of examples may follow, as in cleveland=0-2:5000"
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 CLOCK_SKEW = timedelta(minutes=5)  # a node with a slow clock must accept a new certificate
 
 
 class KeysError(FedlearnError):
     """Report keys that are missing, invalid or already present."""
+
+
+def exclusive(change: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Return a function that changes a folder of keys, its first argument, while no other process does.
+
+    Without the lock, two commands at a time could undo a revocation in ``masking.pub``.
+    """
+
+    @wraps(change)
+    def locked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        folder = args[0] if args else kwargs["folder"]
+        assert isinstance(folder, Path)
+        is_present = coordinator_part(folder).is_dir()  # otherwise the function itself refuses the folder
+        with FileLock(coordinator_part(folder) / ".lock", mode=0o600) if is_present else nullcontext():
+            return change(*args, **kwargs)
+
+    return locked
 
 
 @private_files()
@@ -143,6 +165,7 @@ def renew(folder: Path, hosts: Sequence[str] = (), *, days: int = 365) -> None:
 
 
 @private_files()
+@exclusive
 def add(folder: Path, nodes: Sequence[str]) -> None:
     """Create key pairs for new nodes; a running coordinator admits these nodes within seconds.
 
@@ -177,6 +200,7 @@ def add(folder: Path, nodes: Sequence[str]) -> None:
 
 
 @private_files()
+@exclusive
 def bind(folder: Path, nodes: Sequence[str]) -> None:
     """Change the client ids and the largest number of examples of admitted nodes.
 
@@ -206,6 +230,7 @@ def bind(folder: Path, nodes: Sequence[str]) -> None:
 
 
 @private_files()
+@exclusive
 def revoke(folder: Path, nodes: Sequence[str]) -> None:
     """Revoke the keys of nodes; a running coordinator disconnects these nodes within seconds.
 
@@ -225,7 +250,7 @@ def revoke(folder: Path, nodes: Sequence[str]) -> None:
         os.replace(allowed, base / REVOKED / allowed.name)
     bindings = {name: value for name, value in read_bindings(base / BINDINGS).items() if name not in nodes}
     write_bindings(base / BINDINGS, bindings)
-    if base != folder:
+    if (folder / IDENTITIES).exists():  # otherwise the next approval would spread the revoked keys
         kept = {name: key for name, key in masking_keys_of(folder).items() if name not in nodes}
         write_masking_keys(folder, kept, bindings)
 
@@ -288,7 +313,7 @@ def read_admitted(folder: Path) -> dict[bytes, str]:
     Raises:
         KeysError: A file is not a public key.
     """
-    return {_read_public(path): path.stem for path in sorted(folder.glob("*.pub"))}
+    return {read_public(path): path.stem for path in sorted(folder.glob("*.pub"))}
 
 
 def describe(folder: Path) -> str:
@@ -385,7 +410,12 @@ def _read(path: Path) -> bytes:
         raise KeysError(f"{path} cannot be read: {error.strerror}\n  advice    {fix}") from error
 
 
-def _read_public(path: Path) -> bytes:
+def read_public(path: Path) -> bytes:
+    """Return the public key (PEM) in a file.
+
+    Raises:
+        KeysError: The file is not a public key.
+    """
     try:
         key = formats.load_ssh_public_key(path.read_bytes())
     except (OSError, ValueError, UnsupportedAlgorithm) as error:

@@ -2,6 +2,7 @@
 
 import json
 import stat
+import threading
 from base64 import b64encode
 
 import pytest
@@ -155,6 +156,35 @@ def test_a_name_is_used_once_also_after_it_was_revoked(folder, site, tmp_path):
             approve(folder, path_of(other))
         if (folder / "coordinator/allowed/north.pub").exists():
             keys.revoke(folder, ["north"])
+
+
+@pytest.mark.parametrize("part", [".", "coordinator"])
+def test_a_new_site_does_not_trust_a_revoked_node_in_masked_sums(folder, site, tmp_path, part):
+    approve(folder / part, path_of(site))
+    keys.revoke(folder / part, ["north"])
+    enrolment.request(tmp_path / "other", "west")
+    answer = approve(folder / part, tmp_path / "other/west.request.json")
+    text = json.loads(answer.read_text())["content"]["masking_pub"]
+    assert [line.split()[1] for line in text.splitlines() if not line.startswith("#")] == ["south", "west"]
+
+
+def test_two_requests_that_are_approved_at_the_same_time_are_both_trusted(folder, tmp_path, monkeypatch):
+    write, waits = enrolment.write_masking_keys, threading.Event()
+    for name in ("east", "west"):
+        enrolment.request(tmp_path / name, name)
+
+    def write_later(*arguments):
+        waits.wait(0.3)
+        return write(*arguments)
+
+    monkeypatch.setattr(enrolment, "write_masking_keys", write_later)
+    paths = [tmp_path / name / f"{name}.request.json" for name in ("east", "west")]
+    threads = [threading.Thread(target=approve, args=(folder, path)) for path in paths]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {"east", "west"} <= set(read_identities(folder / "coordinator/masking.pub"))
 
 
 def test_the_clients_of_another_node_are_refused(folder, site):

@@ -18,7 +18,7 @@ from fedlearn.deploy.coordinator_side.environment import LOCAL_DIGEST_ENV, NODES
 from fedlearn.deploy.coordinator_side.request_limits import MAX_CONNECTIONS, App, RequestLimits
 from fedlearn.deploy.coordinator_side.run_api import RunApi
 from fedlearn.deploy.coordinator_side.submissions import Submissions
-from fedlearn.deploy.keys import KeysError, read_admitted
+from fedlearn.deploy.keys import KeysError, read_public
 from fedlearn.deploy.log_format import stamp_output
 from fedlearn.deploy.persons import Persons
 from fedlearn.flower.compat import run_superlink, signing_key
@@ -33,22 +33,28 @@ class AdmittedNodes:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._keys: frozenset[bytes] = frozenset()
+        self._keys: dict[str, bytes] = {}  # name of a file -> its key
         self._files: object = None
 
     def have_signed(self, headers: Mapping[str, str]) -> bool:
         """Return whether the key of an admitted node has signed the headers."""
         key = signing_key(headers)
-        return key is not None and key in self._read()
+        return key is not None and key in self._read().values()
 
-    def _read(self) -> frozenset[bytes]:
+    def _read(self) -> dict[str, bytes]:
         files = sorted((path.name, path.stat().st_mtime_ns) for path in self.folder.glob("*.pub"))
         if files != self._files:
-            try:
-                self._keys, self._files = frozenset(read_admitted(self.folder)), files
-            except (KeysError, OSError):  # a file that is being written
-                return self._keys
+            read = {name: self._read_key(name) for name, _ in files}
+            self._files = files if all(is_read for _, is_read in read.values()) else None
+            self._keys = {name: key for name, (key, _) in read.items() if key}
         return self._keys
+
+    def _read_key(self, name: str) -> tuple[bytes, bool]:
+        """Return the key in a file, and True; for a file that is being written its earlier key, and False."""
+        try:
+            return read_public(self.folder / name), True
+        except KeysError:
+            return self._keys.get(name, b""), False
 
 
 def main() -> None:

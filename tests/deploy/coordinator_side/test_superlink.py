@@ -49,6 +49,19 @@ def test_a_node_of_this_federation_is_known_until_its_key_is_revoked(folder):
     assert nodes.have_signed(signed(folder, "south"))
 
 
+def test_a_damaged_file_does_not_keep_a_revoked_key_in_use(tmp_path):
+    folder = tmp_path / "keys"
+    keys.create(folder, ["localhost"], ["north", "south"])
+    nodes = AdmittedNodes(folder / "coordinator/allowed")
+    assert nodes.have_signed(signed(folder, "north"))
+    (folder / "coordinator/allowed/east.pub").write_text("damaged")
+    keys.revoke(folder, ["north"])
+    assert not nodes.have_signed(signed(folder, "north"))
+    assert nodes.have_signed(signed(folder, "south"))
+    (folder / "coordinator/allowed/south.pub").write_text("ecdsa-sha2-nistp384 AAAA")  # it is written again
+    assert nodes.have_signed(signed(folder, "south"))
+
+
 def test_a_file_that_is_being_written_changes_nothing(folder, tmp_path):
     nodes = AdmittedNodes(folder / "coordinator/allowed")
     assert nodes.have_signed(signed(folder, "south"))
