@@ -98,6 +98,7 @@ def run_under_fire(federation, words, recorder, *, num_kills, seed, interval_s, 
 
 
 @pytest.mark.slow
+@pytest.mark.endurance
 def test_thirty_kills_at_random_moments_change_nothing(federation, tmp_path, monkeypatch):
     words = ("strategy=slow", "rounds=20", "engine.join_timeout=180", "engine.deadline=180", "max_failures=0.0")
     recorder = Recorder(tmp_path / "chaos.log")
