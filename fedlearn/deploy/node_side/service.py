@@ -90,7 +90,7 @@ class NodeService:
 
     def respond(self, request: NodeRequest) -> NodeResponse:
         """Return the response to a request. The details of a refusal or failure are in the log of the node."""
-        response, epsilon = self._respond(request), None
+        (response, policy, data), epsilon = self._respond(request), None
         try:
             epsilon = self.budget.epsilon()
         except ClientStateError as error:  # without a ledger, only a refusal leaves
@@ -102,35 +102,40 @@ class NodeService:
                 num_results=len(response.clients),
                 failures=response.failures,
                 refusal=response.refusal,
-                policy=self.policy,
+                policy=policy,
                 epsilon=epsilon,
-                data=self.builder.data_digest(),
+                data=data,
             )
         except Exception:  # nothing leaves without a line in the audit log
             log.exception("the audit log cannot be written")
             return NodeResponse.refuse(request, _refusal(RefusalCode.INTERNAL, "see the traceback above", request))
         return response
 
-    def _respond(self, request: NodeRequest) -> NodeResponse:
+    def _respond(self, request: NodeRequest) -> tuple[NodeResponse, Policy, str]:
+        """Return the response, the policy that was in force, and the digest of the data in use."""
+        policy, data = self.policy, ""
         try:
             if not self._lock.acquire(timeout=LOCK_TIMEOUT_S):
                 raise NodeRefusal(RefusalCode.BUSY)
             try:
                 self._use_current_policy()
+                policy = self.policy
                 _check_run_name(request.run)
                 self._forget_removed_data(request)
                 response = self._handlers[request.kind](request)
                 self._check(request, response)
-                return _log_failures(response)
+                return _log_failures(response), policy, self.builder.data_digest()
             finally:
+                data = self.builder.data_digest()
                 self._lock.release()
         except NodeRefusal as error:
-            return NodeResponse.refuse(request, _refusal(error.code, str(error), request))
+            refusal = _refusal(error.code, str(error), request)
         except ClientStateError as error:
-            return NodeResponse.refuse(request, _refusal(RefusalCode.CLIENT_STATE, str(error), request))
+            refusal = _refusal(RefusalCode.CLIENT_STATE, str(error), request)
         except Exception:
             log.exception("a request %s of run %s failed", request.kind, request.run)
-            return NodeResponse.refuse(request, _refusal(RefusalCode.INTERNAL, "see the traceback above", request))
+            refusal = _refusal(RefusalCode.INTERNAL, "see the traceback above", request)
+        return NodeResponse.refuse(request, refusal), policy, data
 
     def _use_current_policy(self) -> None:
         """Read the policy again if its file has changed.

@@ -1,7 +1,8 @@
 """The service of a node answers each request, whatever its content, or refuses it with a reason."""
 
 import sys
-from types import ModuleType
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,10 +10,13 @@ import pytest
 from fedlearn import Scenario, Stage, Strategy, Transform, everyone
 from fedlearn.core import Request
 from fedlearn.core.serialization import Payload
+from fedlearn.deploy.audit_log import read_events
 from fedlearn.deploy.node_side import service as services
 from fedlearn.deploy.node_side.client_states import ClientStates
 from fedlearn.deploy.node_side.experiment import NodeConfig
+from fedlearn.deploy.node_side.node_audit import policy_digest
 from fedlearn.deploy.node_side.policy import Policy
+from fedlearn.deploy.node_side.privacy_budget import PrivacyBudget
 from fedlearn.deploy.node_side.reveal import Reveal
 from fedlearn.deploy.node_side.service import NodeService
 from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind
@@ -21,6 +25,7 @@ from fedlearn.protocol.training_order import pack_order
 from fedlearn.testing import LinearTrainer, linear_problem
 
 WORDS = {"scenario": "problem", "strategy": "noting"}
+HELLO = {"kind": RequestKind.HELLO, "run": "second", "round": 0, "id": "2", "settings": WORDS}
 BUILDERS = {"scenario": {"problem": "site_code.problem"}, "strategy": {"noting": "site_code.noting"}}
 SEEN = []
 
@@ -279,3 +284,21 @@ def test_a_run_without_a_hello_request_does_not_train_on_removed_data(make, tmp_
     assert len([seen for seen in SEEN if isinstance(seen, dict)]) == 1
     assert fit(site, run="second").refusal is None
     assert len([seen for seen in SEEN if isinstance(seen, dict)]) == 2
+
+
+def test_the_audit_log_has_the_policy_that_accepted_the_request(make, monkeypatch):
+    site = make()
+    first, second = site.policy, replace(site.policy, max_rounds=1)
+    epsilon, policies, hello = PrivacyBudget.epsilon, [first], NodeRequest(**HELLO)
+    monkeypatch.setattr(site, "_policy_file", SimpleNamespace(current=lambda: policies[-1]))
+
+    def change_the_policy_first(budget):
+        if len(policies) == 1:  # another request arrives between the work and the line of the log
+            policies.append(second)
+            assert site.respond(hello).refusal is None
+        return epsilon(budget)
+
+    monkeypatch.setattr(PrivacyBudget, "epsilon", change_the_policy_first)
+    assert fit(site, run="first").refusal is None
+    digests = {line["kind"]: line["policy_sha256"] for line in read_events(site.client_states.folder)}
+    assert digests == {"fit": policy_digest(first), "hello": policy_digest(second)}
