@@ -23,6 +23,7 @@ WITH = {  # the groups that have a setting, and a value that differs from the de
     "attack": ([[]], "alie"),
     "engine.enough": ([["engine=grid"]], "2"),
     "engine.nodes": ([["engine=grid"]], "2"),
+    "engine.num_nodes": ([["engine=grid"]], "2"),
     "scenario.alpha": ([["scenario=digits"]], "0.1"),
     "scenario.classes_per_client": ([["partition=shards"], ["scenario=digits", "partition=pathological"]], "3"),
     "scenario.model": ([[], ["scenario=digits"]], "linear"),
