@@ -50,5 +50,6 @@ def check_request(request: Mapping[str, Any], *, is_coordinator: bool) -> None:
         return
     types = {**FIELDS, **(RECOVERY_FIELDS if is_coordinator else {})}
     is_valid = all(name in types and type(value) in types[name] for name, value in request.items())
-    if not is_valid or not request.get("folder") or not all(isinstance(o, str) for o in request.get("overrides", ())):
-        raise ValueError("the request of the run has an unknown field, no folder, or a value of another type")
+    has_folder = bool(request.get("folder")) and str(request["folder"]).isprintable()
+    if not (is_valid and has_folder and all(isinstance(text, str) for text in request.get("overrides", ()))):
+        raise ValueError("the request of the run has an unknown field, no printable folder, or a value of another type")

@@ -184,6 +184,8 @@ FORGED = {  # changes of a request, by which a submitter would disturb other per
     "a number of rounds": {"num_rounds": 3},
     "no folder": {"folder": ""},
     "a folder that is a list": {"folder": ["heart"]},
+    "a folder with a null byte, which stops the recovery": {"folder": "heart/\0"},
+    "a folder that no file system can encode": {"folder": "heart/\ud800"},
     "settings that are a text": {"settings": "heart"},
     "overrides that are mappings": {"do": "resume", "overrides": [{}]},
     "a command that is a mapping": {"rerun_command": {}},
