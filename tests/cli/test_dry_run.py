@@ -102,7 +102,7 @@ def test_a_model_of_the_user_that_does_not_fit_is_refused_before_the_first_round
 def test_a_run_warns_once_about_a_layer_without_a_gradient(shown, heads):
     code, _, _, error = shown("model._target_=door_heads.unused", heads)
     assert code == 0
-    assert error.count("extra.weight, extra.bias") == 1
+    assert error.count("extra.bias, extra.weight") == 1
 
 
 def test_other_commands_refuse_a_dry_run_by_name():

@@ -80,7 +80,7 @@ def test_a_site_that_has_gone_is_told_by_name(federation):
     made.engine.open()
     del made.grid.nodes[104]
     (done,) = federated(made, made.engine, 1)
-    assert [(one.client, one.reason) for one in done.failures] == [(3, "no node with this client is connected")]
+    assert [(one.client, one.reason) for one in done.failures] == [(3, "site node104 is not connected")]
 
 
 def test_clients_of_one_site_train_one_after_another_and_all_take_part(federation):

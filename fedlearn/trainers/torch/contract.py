@@ -90,10 +90,12 @@ def prepare_module(
 def _copy_of_module(module: nn.Module) -> nn.Module:
     """Return a copy, so that training changes no module of the user. Two trainers of one module do not share weights.
 
-    Some modules cannot be copied, e.g. with ``torch.nn.utils.weight_norm``. Training changes such a module itself.
+    The copy shares frozen parameters, which training never changes. So a large frozen model is in memory once. Some
+    modules cannot be copied, e.g. with ``torch.nn.utils.weight_norm``. Training changes such a module itself.
     """
     try:
-        return deepcopy(module)
+        frozen = [each for each in module.parameters() if not each.requires_grad and each.dtype == torch.float32]
+        return deepcopy(module, {id(each): each for each in frozen})
     except Exception:  # a module may contain any object
         return module
 
