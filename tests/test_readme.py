@@ -131,9 +131,7 @@ def test_the_readme_counts_strategies_and_scenarios_right():
 def test_the_python_code_of_the_readme_is_the_first_example():
     (block,) = fences(README, "python")
     example = (ROOT / "examples/quickstart.py").read_text(encoding="utf-8")
-    assert [line for line in block.splitlines() if line.startswith(("data", "trainer", "scenario", "strategy"))] == [
-        line for line in example.splitlines() if line.startswith(("data", "trainer", "scenario", "strategy"))
-    ]
+    assert block == example.partition('"""\n\n')[2]
 
 
 def test_the_catalogue_has_a_row_with_the_knobs_of_every_strategy():
