@@ -63,7 +63,7 @@ def from_flower(flower: FlowerStrategy) -> Strategy:
             that fedlearn does not call. See `fedlearn.flower.strategy_checks`.
     """
     is_flower = isinstance(flower, FlowerStrategy)
-    expected, fix = "a flwr.serverapp.strategy.Strategy", "flower=flwr.serverapp.strategy.FedAvg()"
+    expected, fix = "a flwr.serverapp.strategy.Strategy", "flower._target_=flwr.serverapp.strategy.FedAvg"
     require(is_flower, "flower", type(flower).__name__, expected, fix)
     wraps_no_other = not any(isinstance(value, FlowerStrategy) for value in vars(flower).values())
     expected = "a strategy that wraps no other one, because no checkpoint would have the state of the inner one"
