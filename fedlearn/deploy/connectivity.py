@@ -6,6 +6,8 @@ import json
 import re
 import socket
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -119,6 +121,23 @@ def explain_with_proxy(address: str, error: Exception, proxy: str) -> str:
     detail = plain_line(str(error) or type(error).__name__)
     fix = "a proxy that allows CONNECT to this port, or NO_PROXY with the host of the coordinator"
     return f"no connection to {address} through the proxy: {detail}\n  see       {proxy}\n  advice    {fix}"
+
+
+@contextmanager
+def explained_errors(address: str, *others: type[Exception]) -> Iterator[None]:
+    """Raise a `ConnectionProblem` in place of errors of a request to the coordinator.
+
+    Args:
+        address: address of the coordinator.
+        others: types of errors that also mean a problem with the response.
+    """
+    problems: tuple[type[Exception], ...] = (httpx.TransportError, *others)
+    try:
+        yield
+    except httpx.HTTPStatusError as error:
+        raise ConnectionProblem(describe_refusal(address, error.response)) from error
+    except problems as error:
+        raise ConnectionProblem(explain(address, error)) from error
 
 
 def describe_refusal(address: str, response: httpx.Response) -> str:

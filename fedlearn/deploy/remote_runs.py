@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ssl
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -14,7 +13,7 @@ import httpx
 
 from fedlearn.core.plain_text import plain_line
 from fedlearn.core.serialization import WireError, read_fields
-from fedlearn.deploy.connectivity import ConnectionProblem, describe_refusal, explain, read_key_file
+from fedlearn.deploy.connectivity import ConnectionProblem, explained_errors, read_key_file
 from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient, RunState
 from fedlearn.deploy.coordinator_side.request_limits import API_PREFIX
 from fedlearn.deploy.keys import CA, TOKEN
@@ -56,7 +55,7 @@ class RunClient:
 
     def get(self, request: str, **query: str) -> Any:
         """Return the JSON answer to a request."""
-        with self._explain_errors():
+        with explained_errors(self.address, ValueError):
             response = self._client.get(request, params=query)
             response.raise_for_status()
             return _printable(response.json())
@@ -88,7 +87,7 @@ class RunClient:
         target.parent.mkdir(parents=True, exist_ok=True)
         draft.unlink(missing_ok=True)
         try:
-            with self._explain_errors(), draft.open("xb") as out:
+            with explained_errors(self.address, ValueError), draft.open("xb") as out:
                 query = {"folder": folder, "path": file.path}
                 with self._client.stream("GET", "file", params=query) as response:
                     if response.is_error:
@@ -111,15 +110,6 @@ class RunClient:
     def close(self) -> None:
         """Close the connection to the coordinator."""
         self._client.close()
-
-    @contextmanager
-    def _explain_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except httpx.HTTPStatusError as error:
-            raise ConnectionProblem(describe_refusal(self.address, error.response)) from error
-        except (httpx.TransportError, ValueError) as error:
-            raise ConnectionProblem(explain(self.address, error)) from error
 
 
 def find_run(runs: Sequence[RunState], text: str) -> RunState:

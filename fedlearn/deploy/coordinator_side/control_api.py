@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +12,7 @@ import httpx
 
 from fedlearn.core.command_line import DONE
 from fedlearn.core.plain_text import plain_line
-from fedlearn.deploy.connectivity import ConnectionProblem, describe_refusal, explain, parse_address, read_key_file
+from fedlearn.deploy.connectivity import ConnectionProblem, explained_errors, parse_address, read_key_file
 from fedlearn.deploy.coordinator_side.app_bundle import NAME_KEY, PERSON_KEY, REQUEST_KEY, parse_exit_code
 from fedlearn.deploy.coordinator_side.run_requests import read_request
 from fedlearn.deploy.keys import CA, TOKEN
@@ -108,7 +107,7 @@ class CoordinatorClient:
 
     def start(self, fab: Any, config: Mapping[str, Any]) -> int:
         """Start a run of an app bundle, and return its id."""
-        with self._explain_errors():
+        with explained_errors(self.address):
             run_id, note = self._client.start_run(fab, config)
         if run_id is None:
             raise ConnectionProblem(f"{self.address} did not start the run: {plain_line(note)}")
@@ -116,12 +115,12 @@ class CoordinatorClient:
 
     def stop(self, run_id: int) -> None:
         """Stop a run at once, in the middle of a round."""
-        with self._explain_errors():
+        with explained_errors(self.address):
             self._client.stop_run(run_id)
 
     def status(self, run_id: int) -> RunStatus:
         """Return the present status of a run."""
-        with self._explain_errors():
+        with explained_errors(self.address):
             try:
                 runs = self._client.runs(run_id)
             except httpx.HTTPStatusError as error:
@@ -137,13 +136,13 @@ class CoordinatorClient:
 
     def list_running(self) -> list[int]:
         """Return the ids of the runs that have started and not ended."""
-        with self._explain_errors():
+        with explained_errors(self.address):
             runs = self._client.runs()
         return [run_id for run_id, run in runs.items() if run.status.status in ("starting", "running")]
 
     def configs(self) -> dict[int, tuple[RunStatus, Mapping[str, Any]]]:
         """Return status and run configuration of all runs, by id."""
-        with self._explain_errors():
+        with explained_errors(self.address):
             runs = self._client.runs()
         return {run_id: (_status_of(run), self._client.config_of(run)) for run_id, run in runs.items()}
 
@@ -161,19 +160,19 @@ class CoordinatorClient:
             run_id: id of the run.
             after: timestamp; earlier pieces are left out.
         """
-        with self._explain_errors():
+        with explained_errors(self.address):
             for piece in self._client.logs(run_id, after):
                 yield piece.log_output, piece.latest_timestamp
 
     def nodes(self) -> dict[bytes, int]:
         """Return the admitted nodes: public key (PEM) -> node id."""
-        with self._explain_errors():
+        with explained_errors(self.address):
             nodes = self._client.nodes()
         return {node.public_key: node.node_id for node in nodes if node.status != "unregistered"}
 
     def node_states(self) -> list[NodeState]:
         """Return the states of the admitted nodes, in order of their names."""
-        with self._explain_errors():
+        with explained_errors(self.address):
             nodes = [node for node in self._client.nodes() if node.status != "unregistered"]
         states = [
             NodeState(
@@ -188,33 +187,24 @@ class CoordinatorClient:
 
     def run_states(self) -> list[RunState]:
         """Return the states of all runs, the newest first."""
-        with self._explain_errors():
+        with explained_errors(self.address):
             runs = self._client.runs()
         states = [_run_state(run_id, run, self._client.config_of(run)) for run_id, run in runs.items()]
         return _with_names(sorted(states, key=lambda state: state.started, reverse=True))
 
     def register_node(self, name: str, public_key: bytes) -> None:
         """Admit a node with its public key (PEM)."""
-        with self._explain_errors():
+        with explained_errors(self.address):
             self._client.register_node(name, public_key)
 
     def unregister_node(self, node_id: int) -> None:
         """Remove a node from the admitted nodes."""
-        with self._explain_errors():
+        with explained_errors(self.address):
             self._client.unregister_node(node_id)
 
     def close(self) -> None:
         """Close the connection to the coordinator."""
         self._client.close()
-
-    @contextmanager
-    def _explain_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except httpx.HTTPStatusError as error:
-            raise ConnectionProblem(describe_refusal(self.address, error.response)) from error
-        except httpx.TransportError as error:
-            raise ConnectionProblem(explain(self.address, error)) from error
 
 
 def parse_end(status: RunStatus) -> int | None:
