@@ -214,6 +214,7 @@ def test_a_stored_request_of_any_form_hides_no_other_run(text):
     run = SimpleNamespace(status=status, running_at="", pending_at="", finished_at="")
     configs = {1: {"request": text}, 2: {"request": json.dumps({**RUN, "continues": 9})}}
     client = object.__new__(CoordinatorClient)
+    client.address = "localhost:8000"
     runs = SimpleNamespace(runs=lambda: dict.fromkeys(configs, run), config_of=lambda run: next(texts))
     texts = iter(configs.values())
     client._client = runs
