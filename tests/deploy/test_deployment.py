@@ -97,7 +97,12 @@ def test_a_node_killed_in_a_round_is_done_without_and_rejoins(federation):
         return 2 in updates and 4 in updates[updates.index(2) :]  # first the remaining node alone, then both nodes
 
     events = [(rounds_done(1), lambda: kill(federation.children["node1"])), (back, interrupt)]
-    words = ("strategy=slow", "rounds=1000", "engine.deadline=20", "max_failures=0.6")
+    words = (
+        "strategy=slow",
+        "rounds=1000",
+        "engine.deadline=6",
+        "max_failures=0.6",
+    )  # the node needs longer to restart
     run = federation.run(*words, name="killed_node", events=events)
     assert run.code == 130, run.text
     assert back(run), run.text
