@@ -436,11 +436,14 @@ class NodeService:
 
     def _allowed(self, request: NodeRequest) -> AllowedContent:
         scenario = self.builder.scenario(request.settings)
-        is_update = request.kind == RequestKind.FIT
+        strategy = None
+        if request.kind == RequestKind.FIT:  # with ``optimizer_state=average`` clients send more values
+            local = _read_training_order(request, scenario.trainer.layout).local
+            strategy, _ = self._strategy(request, scenario, local)
         return allowed_content(
             request.kind,
             self.policy,
-            strategy=self._strategy(request, scenario, LocalSettings())[0] if is_update else None,
+            strategy=strategy,
             task=scenario.data.task,
             num_classes=scenario.data.num_classes,
             clients=request.clients,
