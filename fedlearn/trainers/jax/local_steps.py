@@ -94,7 +94,7 @@ class LocalSteps:
                 weights, stats, state, total = carry
                 rows_B = rows_SB[s]
                 real_B = rows_B >= 0
-                batch = (_rows(x, x_start, rows_B), _rows(y, y_start, rows_B), real_B)
+                batch = (_rows(x, x_start, rows_B), _targets(y, y_start, rows_B), real_B)
                 draws = [jax.random.fold_in(key, s) for key in keys]
                 gradient, loss_sum, stats = gradient_of((weights, stats), *batch, draws, size)
                 if local.max_grad_norm is not None:
@@ -304,3 +304,9 @@ def _rows(arrays: Any, start: jax.Array, rows_B: jax.Array) -> Any:
     """
     places_B = start + jnp.maximum(rows_B, 0)
     return jax.tree.map(lambda array: array[places_B], arrays)
+
+
+def _targets(y: jax.Array, start: jax.Array, rows_B: jax.Array) -> jax.Array:
+    """Return targets of a client. Padding is 0: a loss over the batch, as for survival, must not see its event."""
+    real_B = (rows_B >= 0).reshape(-1, *(1,) * (y.ndim - 1))
+    return jnp.where(real_B, _rows(y, start, rows_B), jnp.zeros((), y.dtype))

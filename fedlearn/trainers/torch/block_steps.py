@@ -72,7 +72,7 @@ class BlockSteps:
         for s in range(int(steps_K.max())):
             rows_KB = torch.from_numpy(job.plan_KSB[group, s]).to(self.model.device).long()
             real_KB = rows_KB >= 0
-            batch = (_rows(x, x_starts_K, rows_KB), _rows(y, y_starts_K, rows_KB), real_KB)
+            batch = (_rows(x, x_starts_K, rows_KB), _targets(y, y_starts_K, rows_KB), real_KB)
             gradient_KD, sum_K = gradients(flat.detach(), *batch)
             if job.local.max_grad_norm is not None:
                 gradient_KD = clip_rows(job.local.max_grad_norm, gradient_KD)
@@ -187,6 +187,13 @@ def _rows(arrays: Any, starts_K1: torch.Tensor, rows_KB: torch.Tensor) -> Any:
     """
     places_KB = starts_K1 + rows_KB.clamp(min=0)
     return map_inputs(lambda part: part.index_select(0, places_KB.view(-1)).unflatten(0, places_KB.shape), arrays)
+
+
+def _targets(y: torch.Tensor, starts_K1: torch.Tensor, rows_KB: torch.Tensor) -> torch.Tensor:
+    """Return targets of clients. Padding is 0: a loss over the batch, as for survival, must not see its event."""
+    real_KB = (rows_KB >= 0).reshape(*rows_KB.shape, *(1,) * (y.ndim - 1))
+    targets: torch.Tensor = _rows(y, starts_K1, rows_KB)
+    return targets.where(real_KB, targets.new_zeros(()))
 
 
 def _stack(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

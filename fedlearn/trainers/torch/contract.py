@@ -91,8 +91,11 @@ def _copy_of_module(module: nn.Module) -> nn.Module:
     """Return a copy, so that training changes no module of the user. Two trainers of one module do not share weights.
 
     The copy shares frozen parameters, which training never changes. So a large frozen model is in memory once. Some
-    modules cannot be copied, e.g. with ``torch.nn.utils.weight_norm``. Training changes such a module itself.
+    modules cannot be copied, e.g. with ``torch.nn.utils.weight_norm``, or with a ``forward`` that was assigned to an
+    object and calls its layers. Training changes such a module itself.
     """
+    if any("forward" in vars(each) for each in module.modules()):
+        return module
     try:
         frozen = [each for each in module.parameters() if not each.requires_grad and each.dtype == torch.float32]
         return deepcopy(module, {id(each): each for each in frozen})

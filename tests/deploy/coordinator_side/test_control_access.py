@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import threading
 from functools import cache
 from types import SimpleNamespace
@@ -244,6 +245,15 @@ def test_a_person_stops_only_the_runs_of_this_person_and_an_admin_all(coordinato
     assert [line["person"] for line in refused] == [*first, "sue", "vic"]
 
 
+@pytest.fixture
+def default_interrupt():
+    """Raise KeyboardInterrupt at SIGINT, whatever handler an earlier test left."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("default_interrupt")
 def test_a_stop_after_the_round_starts_no_process_and_reaches_the_run(coordinator):
     assert coordinator.start("sam") == 200
     submissions, begun = Submissions(coordinator.folder), len(coordinator.received)
