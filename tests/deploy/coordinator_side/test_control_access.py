@@ -247,7 +247,7 @@ def test_a_person_stops_only_the_runs_of_this_person_and_an_admin_all(coordinato
 
 @pytest.fixture
 def default_interrupt():
-    """Raise KeyboardInterrupt at SIGINT, whatever handler an earlier test left."""
+    """Raise KeyboardInterrupt at SIGINT. An earlier test may have left another handler."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
