@@ -94,6 +94,25 @@ def test_clients_together_give_the_coefficients_of_the_stratified_fit(framework)
     np.testing.assert_allclose(weight.ravel(), cox_fit(parts), atol=1e-3)
 
 
+def test_padding_of_clients_that_step_together_has_no_event():
+    """Compare with clients in turn, for a loss whose risk sets are the batch. The clients have unequal sizes."""
+    pytest.importorskip("torch")
+    parts = [patients(size, seed=size) for size in (20, 35, 50)]
+    x, y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    owner = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
+    data = fedlearn.from_arrays(x, y, assignment=owner, task="survival", test_share=0.0)
+    local = fedlearn.LocalSettings(epochs=1, batch_size=64, learning_rate=1.0)
+    trainer, models = trainer_of("torch", "survival"), []
+    strategy, schedule = fedlearn.Strategy(select=fedlearn.everyone()), fedlearn.Schedule(rounds=3)
+    for batching in ("map", "vmap"):
+        engine = fedlearn.vector(data, trainer, batching=batching)
+        state = fedlearn.start(strategy, trainer.init(0), engine, seed=0)
+        *_, last = fedlearn.federate(strategy, engine, state, local=local, schedule=schedule)
+        models.append(np.asarray(last.state.params_D))
+    np.testing.assert_allclose(models[0], models[1], atol=1e-5)
+    assert np.abs(models[0] - trainer.init(0)).max() > 0.01
+
+
 def batch_of(name, seed=0, size=20):
     """Return outputs, valid targets, and the targets of a batch with rows of padding at its end."""
     rng = np.random.default_rng(seed)
