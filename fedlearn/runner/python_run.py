@@ -18,7 +18,7 @@ from fedlearn.loop.scenario import Scenario
 from fedlearn.privacy.mechanisms.base import Mechanism
 from fedlearn.runner.compat import command_line_parser
 from fedlearn.runner.compose import Job, compose, with_custom_targets
-from fedlearn.runner.config import allowed_modules, build_experiment, build_plan
+from fedlearn.runner.config import allowed_modules, build_plan
 from fedlearn.runner.dry_run import refuse_dry_run
 from fedlearn.runner.engines import require_in_process
 from fedlearn.runner.parts import KINDS, Parts, object_settings
@@ -27,7 +27,7 @@ from fedlearn.runner.resume import resume as resume_run
 from fedlearn.runner.rounds import RunOutcome
 from fedlearn.runner.run_config import read_run_config
 from fedlearn.runner.run_folder import LOG_FILE
-from fedlearn.runner.run_mode import SIMULATION, RunMode
+from fedlearn.runner.run_mode import RunMode, simulation_with
 from fedlearn.runner.run_result import RunFailed, RunResult
 from fedlearn.runner.start import run as start_run
 
@@ -161,9 +161,7 @@ def _refuse_settings_of_objects(values: Mapping[str, Any], parts: Parts) -> None
 
 def _run_mode(parts: Parts) -> RunMode:
     """Return a simulation with the objects. Its commands are calls of `run` if the settings alone are not enough."""
-    mode = replace(
-        SIMULATION, parts=parts, build_experiment=lambda cfg, plan, folder: build_experiment(cfg, plan, parts=parts)
-    )
+    mode = simulation_with(parts)
     objects = ", ".join(f"{group}=..." for group in KINDS if getattr(parts, group) is not None)
     if not objects:
         return mode

@@ -114,6 +114,12 @@ def reserve_sweep_folder(folder: Path, *, chosen: bool) -> Path:
     raise AssertionError("count() ends")
 
 
+def free_name(folder: Path) -> Path:
+    """Return the folder, or the first name with a number at its end, that does not exist."""
+    names = (folder if number == 1 else _numbered(folder, number) for number in count(1))
+    return next(path for path in names if not path.exists())
+
+
 def _numbered(folder: Path, number: int) -> Path:
     return folder.with_name(f"{folder.name}_{number}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -45,3 +45,10 @@ SIMULATION = RunMode(
     ),
     resume_command=lambda folder: as_called(f"python -m simulations.resume {shlex.quote(str(folder))}"),
 )
+
+
+def simulation_with(parts: Parts) -> RunMode:
+    """Return the mode of a simulation with objects of a Python program."""
+    return replace(
+        SIMULATION, parts=parts, build_experiment=lambda cfg, plan, folder: build_experiment(cfg, plan, parts=parts)
+    )

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedlearn.core.privacy_ledger import EventHistory, Ledger, event_history
+from fedlearn.core.privacy_ledger import AnyEvent, EventHistory, Ledger, event_history
 from fedlearn.errors import FedlearnError
 from fedlearn.privacy.accounting import max_epsilon_bounds
+from fedlearn.runner.resume import SUMMARY_FILE
 
 LEDGER_FILE = "tuning_ledger.json"  # in the folder of each run
 
@@ -31,37 +32,76 @@ class PrivacyTotal:
     num_runs: int
 
 
-def read_ledgers(folder: Path) -> list[Ledger]:
-    """Return the ledgers of all runs below a folder, interrupted runs included.
+@dataclass(frozen=True)
+class Charge:
+    """Releases of one run.
+
+    Attributes:
+        ledger: releases of the run.
+        is_complete: False for a run that failed or was interrupted, so that releases are missing.
+    """
+
+    ledger: Ledger
+    is_complete: bool = True
+
+
+def read_charges(folder: Path) -> list[Charge]:
+    """Return the releases of all runs below a folder, interrupted runs included.
 
     Raises:
         FedlearnError: a ledger is damaged, so that the privacy loss is unknown.
     """
-    return [_read(path) for path in sorted(folder.glob(f"*/{LEDGER_FILE}"))]
+    paths = sorted(folder.glob(f"*/{LEDGER_FILE}"))
+    return [Charge(_read(path), _is_complete(path.with_name(SUMMARY_FILE))) for path in paths]
 
 
-def total_privacy(ledgers: Sequence[Ledger], *, delta: float) -> PrivacyTotal:
+def total_privacy(charges: Sequence[Charge], *, delta: float) -> PrivacyTotal:
     """Return the privacy loss of several runs on the same data.
 
-    If all runs have the same kinds of releases, all releases are composed at ``delta``. If the noise or the sampling
-    differs between runs, the search chose them from earlier results. Basic composition covers such a choice: the
-    result is the sum of the epsilons, each at an equal share of ``delta``.
+    If all complete runs have the same releases, all releases are composed at ``delta``. An incomplete run then counts
+    as a complete run. If the releases differ, the search chose noise, sampling or their number from earlier results.
+    Basic composition covers such a choice: the result is the sum of the epsilons, each at an equal share of ``delta``.
 
     Args:
-        ledgers: ledgers of the runs.
+        charges: releases of the runs.
         delta: delta of the whole tuning, in (0, 1).
 
     Reference: Dwork, Roth, *The Algorithmic Foundations of Differential Privacy*, 2014, theorem 3.16; Rogers, Roth,
     Ullman, Vadhan, *Privacy Odometers and Filters*, NeurIPS 2016, for parameters that depend on earlier results.
     """
-    charged = [ledger for ledger in ledgers if ledger.federation or ledger.clients]
+    charged = [charge for charge in charges if charge.ledger.federation or charge.ledger.clients]
     if not charged:
         return PrivacyTotal(0.0, delta, "composition", 0)
-    kinds = {_kinds_of_releases(ledger) for ledger in charged}
-    together = _epsilon(_combined(charged), delta) if len(kinds) == 1 else float("inf")
-    apart = sum(_epsilon(ledger, delta / len(charged)) for ledger in charged)
+    whole = _common_ledger(charged)
+    together = float("inf") if whole is None else _epsilon(_repeated(whole, len(charged)), delta)
+    apart = sum(_epsilon(charge.ledger, delta / len(charged)) for charge in charged)
     rule, epsilon = ("composition", together) if together <= apart else ("sum", apart)
     return PrivacyTotal(epsilon, delta, rule, len(charged))
+
+
+def _common_ledger(charges: Sequence[Charge]) -> Ledger | None:
+    """Return the ledger of all complete runs, if they have one, and if no incomplete run has more releases."""
+    complete = [charge.ledger for charge in charges if charge.is_complete]
+    if not complete or any(_parties(ledger) != _parties(complete[0]) for ledger in complete):
+        return None
+    limits = _parties(complete[0])
+    for charge in charges:
+        for party, counts in _parties(charge.ledger).items():
+            if any(count > limits.get(party, {}).get(event, 0) for event, count in counts.items()):
+                return None
+    return complete[0]
+
+
+def _parties(ledger: Ledger) -> dict[int | None, dict[AnyEvent, int]]:
+    """Return the number of releases of each kind, for the federation (None) and for each client."""
+    return {None: dict(ledger.federation), **{each: dict(ledger.client_history(each)) for each in ledger.clients}}
+
+
+def _is_complete(summary: Path) -> bool:
+    try:
+        return json.loads(summary.read_text(encoding="utf-8"))["status"] == "done"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _read(path: Path) -> Ledger:
@@ -74,17 +114,14 @@ def _read(path: Path) -> Ledger:
         ) from error
 
 
-def _kinds_of_releases(ledger: Ledger) -> frozenset[object]:
-    """Return the distinct events of all parties, without their counts."""
-    return frozenset(event for history in (ledger.federation, *ledger.histories) for event, _ in history)
+def _repeated(ledger: Ledger, times: int) -> Ledger:
+    """Return the ledger of several runs with the same releases."""
+    groups = tuple(_times(history, times) for history in ledger.groups)
+    return Ledger(_times(ledger.federation, times), groups, ledger.clients)
 
 
-def _combined(ledgers: Sequence[Ledger]) -> Ledger:
-    """Return one ledger with the releases of all runs."""
-    federation = _sum([ledger.federation for ledger in ledgers])
-    clients = sorted({client for ledger in ledgers for client in ledger.clients})
-    histories = [_sum([ledger.client_history(client) for ledger in ledgers]) for client in clients]
-    return Ledger(federation, tuple(histories), {client: number for number, client in enumerate(clients)})
+def _times(history: EventHistory, times: int) -> EventHistory:
+    return event_history({event: times * count for event, count in history})
 
 
 def _epsilon(ledger: Ledger, delta: float) -> float:

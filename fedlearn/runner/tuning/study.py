@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from fedlearn.core.private_files import write_private_json
 from fedlearn.errors import FedlearnError, MissingExtra, is_count, require
+from fedlearn.runner.run_folder import free_name
 from fedlearn.runner.sweep import job_folder
 from fedlearn.runner.tuning.search_space import Range, SearchSpace
 from fedlearn.runner.tuning.trial_run import TrialResult, TrialWatch, run_trial
@@ -110,9 +110,7 @@ def run_study(tuning: Tuning, default: TrialResult, on_trial: Callable[[Trial], 
 def trial_folder(tuning: Tuning, number: int, values: dict[str, float | str]) -> Path:
     """Return a new run folder for a trial. The name has its number and its values, and is new after an interruption."""
     varied = [f"{name}={tuning.space.ranges[name].text(value)}" for name, value in values.items()]
-    folder = job_folder(tuning.folder / str(number), varied)
-    names = (folder.with_name(folder.name + (f"-{again}" if again > 1 else "")) for again in count(1))
-    return next(path for path in names if not path.exists())
+    return free_name(job_folder(tuning.folder / str(number), varied))
 
 
 def check_folder(tuning: Tuning) -> None:
@@ -123,7 +121,10 @@ def check_folder(tuning: Tuning) -> None:
     """
     path = tuning.folder / SETTINGS
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise FedlearnError(f"{path} cannot be read: {error}\n  advice    folder=NEW") from error
         if before != json.loads(json.dumps(tuning.to_json())):
             fix = "the same settings, or folder=NEW"
             raise FedlearnError(f"{tuning.folder} has a tuning with other settings\n  advice    {fix}")

@@ -7,7 +7,6 @@ from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from fedlearn.callbacks.base import Callback
 from fedlearn.callbacks.run_info import RunInfo
@@ -18,9 +17,9 @@ from fedlearn.core.records import Round
 from fedlearn.errors import FedlearnError
 from fedlearn.runner.compat import command_line_parser
 from fedlearn.runner.compose import Job, compose, with_custom_targets
-from fedlearn.runner.config import build_experiment, build_plan
+from fedlearn.runner.config import build_plan
 from fedlearn.runner.parts import Parts
-from fedlearn.runner.run_mode import SIMULATION, RunMode
+from fedlearn.runner.run_mode import simulation_with
 from fedlearn.runner.start import run
 from fedlearn.runner.tuning.privacy_total import LEDGER_FILE
 
@@ -57,9 +56,17 @@ class TrialResult:
 
     @classmethod
     def read(cls, folder: Path) -> TrialResult | None:
-        """Return the result that `write` wrote, or None without a result."""
+        """Return the result that `write` wrote, or None without a result.
+
+        Raises:
+            FedlearnError: the file is damaged.
+        """
         path = folder / RESULT_FILE
-        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+        except (OSError, ValueError, TypeError) as error:
+            fix = f"remove {path}, so that the run with default values is repeated"
+            raise FedlearnError(f"{path} cannot be read: {error}\n  expected  a result\n  advice    {fix}") from error
 
 
 class TrialWatch(Callback):
@@ -105,7 +112,11 @@ def run_trial(overrides: list[str], folder: Path, *, config_dir: str | None = No
     """Run one trial in a folder. A failed run is a result; a wrong setting too, after the check before the trials."""
     try:
         job = compose_trial(overrides, config_dir)
-        outcome = run(replace(job, folder=folder, chosen=True), build_plan(job.cfg), run_mode=_run_mode(watch))
+        outcome = run(
+            replace(job, folder=folder, chosen=True),
+            build_plan(job.cfg),
+            run_mode=simulation_with(Parts(callbacks={"tuning": watch})),
+        )
     except FedlearnError as error:
         return TrialResult(value=float("nan"), problem=str(error))
     stopped = outcome.exit_code == STOPPED
@@ -122,12 +133,3 @@ def run_trial(overrides: list[str], folder: Path, *, config_dir: str | None = No
         stopped=stopped,
         delta=guarantee.get("delta"),
     )
-
-
-def _run_mode(watch: TrialWatch) -> RunMode:
-    parts = Parts(callbacks={"tuning": watch})
-
-    def build(cfg: Any, plan: Any, folder: Path) -> Any:
-        return build_experiment(cfg, plan, parts=parts)
-
-    return replace(SIMULATION, parts=parts, build_experiment=build)

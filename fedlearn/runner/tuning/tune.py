@@ -13,9 +13,11 @@ from omegaconf import DictConfig
 
 from fedlearn.callbacks.formatting import format_metric
 from fedlearn.errors import FedlearnError, require
-from fedlearn.runner.config import build_plan
+from fedlearn.privacy.mechanisms.base import Mechanism
+from fedlearn.runner.config import Plan, build_plan
 from fedlearn.runner.environment import set_environment
-from fedlearn.runner.tuning.privacy_total import read_ledgers, total_privacy
+from fedlearn.runner.run_folder import free_name
+from fedlearn.runner.tuning.privacy_total import read_charges, total_privacy
 from fedlearn.runner.tuning.results import TuningResult, write_results
 from fedlearn.runner.tuning.search_space import SearchSpace, parse_space
 from fedlearn.runner.tuning.study import DEFAULT, QUIET, Trial, Tuning, check_folder, import_optuna, run_study
@@ -87,7 +89,7 @@ def tune(
     space = parse_space(overrides)
     expected = "one mechanism, because a run without noise has no privacy guarantee"
     require("privacy" not in space.ranges, "privacy", "a range", expected, "privacy=central")
-    cfg = _check_corners(space, config)
+    cfg, plan = _check_corners(space, config)
     chosen = Path(folder) if folder else _new_folder(cfg)
     tuning = Tuning(
         space=space,
@@ -95,7 +97,7 @@ def tune(
         trials=trials,
         jobs=jobs,
         seed=sampler_seed,
-        prune=_prunes(prune, cfg),
+        prune=_prunes(prune, plan.privacy),
         config_dir=config,
     )
     set_environment(cfg.get("framework"))
@@ -141,32 +143,29 @@ def _typed(words: Mapping[str, str]) -> dict[str, Any]:
     return values
 
 
-def _check_corners(space: SearchSpace, config_dir: str | None) -> DictConfig:
-    """Check both ends of each range, or all its choices, before the first run. Return the default configuration.
+def _check_corners(space: SearchSpace, config_dir: str | None) -> tuple[DictConfig, Plan]:
+    """Check both ends of each range, or all its choices. Return configuration and plan with default values.
 
     Raises:
         FedlearnError: a setting does not exist, or a value is wrong.
     """
     cfg = compose_trial([*space.fixed, *QUIET], config_dir).cfg
-    build_plan(cfg)
+    plan = build_plan(cfg)
     for name, values in space.ranges.items():
         for text in values.corners:
             build_plan(compose_trial(space.overrides({name: text}), config_dir).cfg)
-    return cfg
+    return cfg, plan
 
 
-def _prunes(prune: bool | None, cfg: DictConfig) -> bool:
-    has_epsilon = build_plan(cfg).privacy.kind not in WITHOUT_EPSILON
+def _prunes(prune: bool | None, privacy: Mechanism) -> bool:
+    has_epsilon = privacy.kind not in WITHOUT_EPSILON
     expected = "false with privacy, because the accounting does not cover an end that depends on results"
     require(not (prune and has_epsilon), "prune", prune, expected, "prune=false")
     return not has_epsilon if prune is None else prune
 
 
 def _new_folder(cfg: DictConfig) -> Path:
-    name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    parent = Path("outputs") / "tune" / str(cfg.get("run_name", "run"))
-    names = (parent / (name + (f"-{again}" if again > 1 else "")) for again in range(1, 1000))
-    return next(path for path in names if not path.exists())
+    return free_name(Path("outputs", "tune", str(cfg.get("run_name", "run")), f"{datetime.now():%Y-%m-%d_%H-%M-%S}"))
 
 
 def _default(tuning: Tuning) -> TrialResult:
@@ -179,8 +178,7 @@ def _default(tuning: Tuning) -> TrialResult:
     saved = TrialResult.read(folder)
     if saved is not None:
         return saved
-    names = (folder.with_name(DEFAULT + (f"-{again}" if again > 1 else "")) for again in range(1, 1000))
-    target = next(path for path in names if not path.exists())
+    target = free_name(folder)
     result = run_trial([*tuning.space.fixed, *QUIET], target, config_dir=tuning.config_dir, watch=TrialWatch())
     if result.stopped:
         raise KeyboardInterrupt
@@ -215,4 +213,4 @@ class _Progress:
 
 
 def _privacy(tuning: Tuning, default: TrialResult) -> Any:
-    return None if default.delta is None else total_privacy(read_ledgers(tuning.folder), delta=default.delta)
+    return None if default.delta is None else total_privacy(read_charges(tuning.folder), delta=default.delta)

@@ -7,13 +7,13 @@ import pytest
 
 from fedlearn.core.privacy_ledger import Event, Ledger
 from fedlearn.errors import FedlearnError
-from fedlearn.runner.tuning.privacy_total import LEDGER_FILE, read_ledgers, total_privacy
+from fedlearn.runner.tuning.privacy_total import LEDGER_FILE, Charge, read_charges, total_privacy
 
 DELTA = 1e-5
 
 
-def _central(noise, rounds, **sampling):
-    return Ledger().charge_federation(Event(noise, **sampling), rounds)
+def _central(noise, rounds, *, is_complete=True, **sampling):
+    return Charge(Ledger().charge_federation(Event(noise, **sampling), rounds), is_complete)
 
 
 def _gaussian_delta(mu, epsilon):
@@ -26,7 +26,7 @@ def _gaussian_delta(mu, epsilon):
 
 
 def test_equal_runs_are_composed_like_one_gaussian_release():
-    total = total_privacy([_central(2.0, 5), _central(2.0, 3), _central(2.0, 7)], delta=DELTA)
+    total = total_privacy([_central(2.0, 5), _central(2.0, 5), _central(2.0, 3, is_complete=False)], delta=DELTA)
     mu = math.sqrt(15) / 2
     assert (total.rule, total.num_runs) == ("composition", 3)
     assert _gaussian_delta(mu, total.epsilon) <= DELTA
@@ -53,22 +53,34 @@ def test_noise_that_differs_between_runs_is_added():
 
 def test_a_client_pays_for_its_own_rounds_in_all_runs():
     event = Event(1.5)
-    first = Ledger().charge_clients({0: (event, 4), 1: (event, 1)})
-    second = Ledger().charge_clients({0: (event, 1), 1: (event, 4)})
-    total = total_privacy([first, second], delta=DELTA)
-    assert total.epsilon == pytest.approx(total_privacy([_central(1.5, 5)], delta=DELTA).epsilon)
+    run = Charge(Ledger().charge_clients({0: (event, 4), 1: (event, 1)}))
+    total = total_privacy([run, run], delta=DELTA)
+    assert total.epsilon == pytest.approx(total_privacy([_central(1.5, 8)], delta=DELTA).epsilon)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [_central(2.0, 4), _central(2.0, 6, is_complete=False), Charge(Ledger().charge_clients({0: (Event(2.0), 5)}))],
+)
+def test_a_number_of_releases_that_the_search_chose_is_no_composition(other):
+    """Add the epsilons, as a search over ``rounds`` needs it."""
+    runs = [_central(2.0, 5), _central(2.0, 5), other]
+    total = total_privacy(runs, delta=DELTA)
+    apart = [total_privacy([run], delta=DELTA / 3).epsilon for run in runs]
+    assert (total.rule, total.epsilon) == ("sum", pytest.approx(sum(apart)))
 
 
 def test_runs_without_releases_cost_nothing():
     assert total_privacy([], delta=DELTA).epsilon == 0
-    assert total_privacy([Ledger()], delta=DELTA).num_runs == 0
+    assert total_privacy([Charge(Ledger())], delta=DELTA).num_runs == 0
 
 
 def test_ledgers_of_all_folders_are_read_and_a_damaged_one_is_refused(tmp_path):
     for name in ("0_a", "0_a-2", "default"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / LEDGER_FILE).write_text(json.dumps(_central(1.0, 2).to_json()))
-    assert len(read_ledgers(tmp_path)) == 3
+        (tmp_path / name / LEDGER_FILE).write_text(json.dumps(_central(1.0, 2).ledger.to_json()))
+    (tmp_path / "default" / "summary.json").write_text('{"status": "done"}')
+    assert [charge.is_complete for charge in read_charges(tmp_path)] == [False, False, True]
     (tmp_path / "default" / LEDGER_FILE).write_text("{}")
     with pytest.raises(FedlearnError, match="cannot be read"):
-        read_ledgers(tmp_path)
+        read_charges(tmp_path)

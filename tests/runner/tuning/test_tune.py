@@ -69,7 +69,7 @@ def test_a_trial_that_ctrl_c_stopped_runs_again(tmp_path, quick_runs, monkeypatc
         tune(SPACE, trials=6, folder=tmp_path / "t", show=False)
     tune(SPACE, trials=6, folder=tmp_path / "t", show=False)
     assert _rows(tmp_path / "whole") == _rows(tmp_path / "t")
-    assert count[3].name == f"{count[2].name}-2"
+    assert count[3].name == f"{count[2].name}_2"
 
 
 def test_failed_trials_do_not_end_the_search(tmp_path, quick_runs):
@@ -103,6 +103,14 @@ def test_a_folder_of_another_search_is_refused(tmp_path, quick_runs):
         tune([*SPACE, "rounds=3"], trials=2, folder=tmp_path / "t", show=False)
     with pytest.raises(FedlearnError, match="not empty"):
         tune(SPACE, trials=2, folder=tmp_path, show=False)
+
+
+@pytest.mark.parametrize("name", ["tuning.json", "default/tuning_result.json"])
+def test_a_damaged_file_of_a_search_is_refused_by_name(tmp_path, quick_runs, name):
+    tune(SPACE, trials=1, folder=tmp_path / "t", show=False)
+    (tmp_path / "t" / name).write_text("{")
+    with pytest.raises(FedlearnError, match=rf"{name} cannot be read"):
+        tune(SPACE, trials=2, folder=tmp_path / "t", show=False)
 
 
 def test_private_trials_are_charged_together(tmp_path):
