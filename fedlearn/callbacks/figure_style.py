@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedlearn.callbacks.fonts import choose_fonts
+from fedlearn.callbacks.formatting import PERCENT_METRICS
 from fedlearn.errors import MissingExtra
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def sparse_ticks(axis: Any, names: Sequence[str], max_ticks: int, *, shift: floa
 
 def format_as_percent(axis: Any, metric: str) -> None:
     """Format the ticks of an axis in per cent, if the metric is a share of examples."""
-    if metric in ("accuracy", "balanced_accuracy", "attack_success"):
+    if metric in PERCENT_METRICS:
         from matplotlib.ticker import PercentFormatter
 
         axis.set_major_formatter(PercentFormatter(1, symbol=" %"))

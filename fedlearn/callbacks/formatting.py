@@ -11,6 +11,7 @@ from fedlearn.callbacks.data_check import header_text
 from fedlearn.callbacks.run_info import RunInfo
 from fedlearn.core.records import Failure, Round
 
+PERCENT_METRICS = ("accuracy", "balanced_accuracy", "attack_success")  # shares of examples, shown in per cent
 BASELINES = {
     "central": "one model, trained on the pooled data",
     "local": "one model per client, trained on its own data",
@@ -93,7 +94,7 @@ def format_metric(metric: str, value: float | None) -> str:
     """
     if value is None or math.isnan(value):
         return "nan"
-    if metric in ("accuracy", "balanced_accuracy", "attack_success"):
+    if metric in PERCENT_METRICS:
         return f"{100 * value:.1f} %"
     if abs(value) >= 1000:
         return f"{value:.4g}"

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from fedlearn.core.command_line import DONE, FAILED, CommandParser, command_pars
 from fedlearn.core.plain_text import plain_line
 from fedlearn.deploy.connectivity import ConnectionProblem
 from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient, NodeState, RunState
+from fedlearn.deploy.history import print_json
 from fedlearn.deploy.remote_runs import RunClient, read_progress
 from fedlearn.deploy.submit import add_connection_options
 
@@ -57,7 +57,7 @@ def show_status(*, coordinator: str, keys: Path, all: bool, json: bool, check: b
     """
     status = read_status(coordinator, keys, max_finished=None if all else MAX_RUNS)
     if json:
-        sys.stdout.write(dumps(status, indent=1) + "\n")
+        print_json(status)
     else:
         _print_tables(status)
     offline = [node["name"] for node in status["nodes"] if node["state"] != "online"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlearn.callbacks.figure_style import metric_name
+from fedlearn.callbacks.formatting import PERCENT_METRICS
 from fedlearn.core.metrics import higher_is_better
 from fedlearn.web.history_file import ClientFailure, HistoryFile, RoundPoint
 from fedlearn.web.safe_files import as_count, as_number, as_object, as_text, read_bytes, read_object
@@ -15,7 +16,6 @@ from fedlearn.web.safe_files import as_count, as_number, as_object, as_text, rea
 MAX_POINTS = 500  # points of a curve
 TREND_POINTS = 40  # points of the small curve in the list
 MAX_FACTS = 20
-SHARES = ("accuracy", "balanced_accuracy", "attack_success")  # metrics in per cent
 MAIN_METRICS = ("accuracy", "rmse", "hr@10")  # main metrics of runs whose files do not name it
 # states of a run
 RUNNING, STARTING, QUEUED, INTERRUPTED = "running", "starting", "queued", "interrupted"
@@ -131,7 +131,7 @@ def view_run(history: HistoryFile, key: str, *, is_locked: bool) -> RunView:
         round=last.number if last else 0,
         rounds=as_count(environment.get("rounds")) or as_count(summary.get("rounds_planned")),
         metric=metric_name(metric) if metric else "",
-        is_share=metric in SHARES,
+        is_share=metric in PERCENT_METRICS,
         value=next((value for value in reversed(values) if value is not None), None),
         epsilon=last.values.get("epsilon") if last else None,
         epsilon_limit=_epsilon_limit(environment, summary),
@@ -222,7 +222,7 @@ def _metric_chart(points: Sequence[RoundPoint], metric: str) -> Chart:
         f"train.{metric}": "Training",
     }
     title = f"{metric_name(metric)} ({direction} is better)"
-    return _chart(points, title, labels, unit="%" if metric in SHARES else "")
+    return _chart(points, title, labels, unit="%" if metric in PERCENT_METRICS else "")
 
 
 def _chart(
