@@ -259,7 +259,7 @@ def test_a_stop_after_the_round_starts_no_process_and_reaches_the_run(coordinato
     submissions, begun = Submissions(coordinator.folder), len(coordinator.received)
 
     def run_until_stopped():
-        with stoppable(submissions, 77, interval_s=0.01):
+        with stoppable(submissions, 77, interval_s=0.5):  # the signal comes after the request, which runs an event loop
             assert coordinator.start("sam", {"do": "stop", "run": 77}) == 200
             threading.Event().wait(60)
 
