@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -134,9 +135,11 @@ def test_a_wait_of_an_older_app_ends_although_another_thread_asks_for_nodes(coun
 
     def ask():
         with suppress(EndlessWait):
-            grid.get_node_ids()
+            while True:  # the first requests may come before the wait starts
+                time.sleep(0.1)
+                grid.get_node_ids()
 
-    threading.Timer(0.2, ask).start()
+    threading.Thread(target=ask, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         manager.wait_for(7, timeout=60)
     assert "num_nodes=7" in str(grid.endless_wait)
@@ -168,6 +171,8 @@ def test_asking_for_nodes_often_is_no_wait_if_messages_are_sent(counting, monkey
 def run_here(monkeypatch, capsys, name, *settings):
     """Run an app in this process. Return the exit code and both outputs."""
     monkeypatch.setattr(sys, "path", list(sys.path))
+    for handler in logging.getLogger("flwr").handlers:  # its stream is that of the test that imported Flower
+        monkeypatch.setattr(handler, "stream", sys.stderr)
     code = command.main([str(APPS / name), *settings])
     return code, *capsys.readouterr()
 
