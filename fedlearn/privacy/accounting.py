@@ -25,11 +25,13 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from math import exp, expm1, inf, isfinite, log, log1p, sqrt
 
-from fedlearn.core.privacy_ledger import Epsilon, EpsilonDeltaEvent, Event, EventHistory, RenyiEvent
+from fedlearn.core.privacy_ledger import AnyEvent, Epsilon, EpsilonDeltaEvent, Event, EventHistory, RenyiEvent
 from fedlearn.errors import is_number, require
 from fedlearn.privacy.loss_composition import composed_epsilon
 from fedlearn.privacy.most_expensive_history import EpsilonOf, most_expensive_history, undominated_histories
-from fedlearn.privacy.renyi_divergences import rdp_epsilon
+from fedlearn.privacy.renyi_divergences import MIN_NOISE, MIN_SAMPLED_NOISE, pure_epsilon, rdp_epsilon
+
+MAX_PURE_EPSILON = 300.0  # above it, the grid of a loss distribution is too large
 
 
 def require_delta(delta: float, setting: str = "delta") -> None:
@@ -219,7 +221,7 @@ def _coarse_epsilon(history: EventHistory, delta: float) -> float:
 
 def _pld_epsilon(history: EventHistory, delta: float, *, coarse: bool = False) -> float:
     delta = _remaining_delta(history, delta)
-    if delta <= 0:
+    if delta <= 0 or any(_has_too_little_noise(event) for event, _ in history):
         return inf
     precision, others = 0.0, []
     for event, count in history:
@@ -232,6 +234,13 @@ def _pld_epsilon(history: EventHistory, delta: float, *, coarse: bool = False) -
         return gaussian_epsilon(1 / sqrt(precision), delta)
     gaussian = [(Event(1 / sqrt(precision)), 1)] if precision else []
     return composed_epsilon([*others, *gaussian], delta, coarse=coarse)
+
+
+def _has_too_little_noise(event: AnyEvent) -> bool:
+    """Return whether a loss distribution does not fit the grid, so that only other bounds hold for the release."""
+    if isinstance(event, Event):
+        return event.noise_multiplier < (MIN_NOISE if event.rate == 1 else MIN_SAMPLED_NOISE)
+    return MAX_PURE_EPSILON < pure_epsilon(event) < inf
 
 
 def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:

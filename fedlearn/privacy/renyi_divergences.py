@@ -16,6 +16,9 @@ from fedlearn.core.privacy_ledger import AnyEvent, EpsilonDeltaEvent, Event, Eve
 
 ORDERS = np.array([1 + x / 10 for x in range(1, 100)] + [*range(11, 64), 128, 256, 512, 1024], np.float64)
 
+MIN_NOISE = 1e-6  # an epsilon above 10^11 is infinite here
+MIN_SAMPLED_NOISE = 0.02  # below it, the grid is too large, and the bound ignores the sampling
+
 
 @lru_cache(maxsize=4096)
 def rdp_epsilon(history: EventHistory, delta: float) -> float:
@@ -62,8 +65,10 @@ def divergences(event: AnyEvent) -> np.ndarray:
         return _stated_divergences(event)
     if isinstance(event, Event):
         noise, rate = event.noise_multiplier, event.rate
-        if rate == 1:
-            return ORDERS / (2 * noise**2)
+        if noise < MIN_NOISE:
+            return np.full(len(ORDERS), inf)
+        if rate == 1 or noise < MIN_SAMPLED_NOISE:
+            return ORDERS / 2 / noise / noise  # sampling never raises a divergence
         divergence = _fixed_size_gaussian if event.sampling == "fixed_size" else _poisson_gaussian
         return np.array([divergence(noise, rate, order) for order in ORDERS])
     pure = _randomized_response(pure_epsilon(event))

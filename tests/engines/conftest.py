@@ -65,6 +65,33 @@ def torch_classes(*, seed=0):
     return Scenario(name="classes", data=class_problem(num_clients=4), trainer=trainer, model="linear 3-3")
 
 
+def several_inputs(*, seed=0):
+    import numpy as np
+    import torch
+    from torch import nn
+
+    from fedlearn import from_arrays
+    from fedlearn.trainers.torch import TorchTrainer
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.out = nn.Embedding(20, 3), nn.Linear(5, 1)
+
+        def forward(self, ids, mask, numbers):
+            mean = (self.words(ids) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+            return self.out(torch.cat([torch.tanh(mean), numbers], 1))
+
+    rng = np.random.default_rng(seed)
+    mask, numbers = rng.random((48, 7)) > 0.3, rng.normal(size=(48, 2))
+    mask[:, 0] = True
+    x = {"ids": rng.integers(0, 20, (48, 7)), "mask": mask, "numbers": numbers}
+    y = (numbers[:, 0] > 0).astype(np.int64)
+    data = from_arrays(x, y, assignment=np.arange(48) % 4, task="binary", seed=1)
+    trainer = TorchTrainer(Net(), task="binary", initial=default_initial_parameters)
+    return Scenario(name="several_inputs", data=data, trainer=trainer, model="words and numbers")
+
+
 def spoilt(*, how, num_features=3):
     data = linear_problem(num_clients=4, num_features=num_features)
     return Scenario(name="linear", data=data, trainer=Spoilt(num_features, how), model="linear")
@@ -169,7 +196,10 @@ def federation(problem, identity, tmp_path):
     from fedlearn.runner.registry import installed_registry
 
     grids = []
-    own = {name: f"{problem}.{name}" for name in ("linear", "normed", "classes", "torch_classes", "spoilt")}
+    own = {
+        name: f"{problem}.{name}"
+        for name in ("linear", "normed", "classes", "torch_classes", "several_inputs", "spoilt")
+    }
     names = ("fedavg", "fedprox", "fedadam", "scaffold", "fedper", "fedrep", "ditto", "qfedavg", "afl", "ifca", "oort")
     names += ("fedasync", "fedbuff", "fedala", "fedamp", "fedcm", "feddecorr", "fedgkd", "fedntd", "fedsam", "fedspeed")
     names += ("proxskip",)

@@ -110,6 +110,15 @@ def test_a_deployed_run_gives_the_parameters_of_a_simulated_one_bit_for_bit(fede
         assert np.allclose(found, expected)
 
 
+def test_nodes_train_a_model_with_several_inputs_as_in_simulation(federation):
+    pytest.importorskip("torch")
+    made = federation(scenario="several_inputs")
+    there, here = deployed(made)[-1], simulated(made)[-1]
+    assert np.array_equal(there.state.params_D, here.state.params_D)
+    for metric in ("loss", "accuracy"):
+        assert there.evaluation.pooled[metric] == pytest.approx(here.evaluation.pooled[metric], rel=1e-6)
+
+
 LOCAL_STEPS = ("fedsam", "proxskip", "fedgkd")  # the others are slow
 SLOW_LOCAL_STEPS = ("fedspeed", "fedcm", "fedntd", "feddecorr")
 

@@ -150,6 +150,22 @@ def test_dp_sgd_at_a_node_follows_the_words_that_are_accounted_for_not_the_order
     assert seen == [ExampleDP(clip=1.0, noise_multiplier=3.0), None]
 
 
+def test_dp_sgd_at_nodes_clips_each_example_of_a_model_with_several_inputs(federation):
+    pytest.importorskip("torch")
+    made = federation(scenario="several_inputs", words=EQUAL)
+    left = record_responses(made)
+    rounds = run(made, "example", rounds=1, clip=1e-3, noise_multiplier=1e-2)
+    deltas_KD = np.concatenate([parcel.arrays["delta"] for parcel in left])
+    most = LOCAL_SETTINGS.learning_rate * 1e-3 * 12  # at most 12 steps; the noise is a hundredth of it
+    assert len(deltas_KD) == 4
+    assert 0 < np.linalg.norm(deltas_KD, axis=1).max() <= most
+    assert rounds[-1].privacy.value > 0
+    free = federation(scenario="several_inputs", words=EQUAL, run="free")
+    sent = record_responses(free)
+    run(free, "example", rounds=1, clip=1e3, noise_multiplier=1e-9)
+    assert np.linalg.norm(sent[0].arrays["delta"], axis=1).max() > most
+
+
 def order_to(made, node, privacy, strategy, **local):
     """Return the response of a node to a training request that no honest coordinator sends."""
     made.engine.open()

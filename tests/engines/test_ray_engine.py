@@ -247,6 +247,37 @@ def test_equal_seeds_give_equal_bits_and_with_a_block_size_any_number_of_workers
     assert max_difference(once, rounds_of(alone, scaffold(), rounds=5)) == 0
 
 
+def several_inputs():
+    import torch
+    from torch import nn
+
+    from fedlearn import TorchTrainer, from_arrays
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.out = nn.Embedding(20, 3), nn.Linear(5, 1)
+
+        def forward(self, ids, numbers):
+            return self.out(torch.cat([self.words(ids).mean(1), numbers], 1))
+
+    rng = np.random.default_rng(1)
+    numbers = rng.normal(size=(48, 2))
+    x, y = {"ids": rng.integers(0, 20, (48, 7)), "numbers": numbers}, (numbers[:, 0] > 0).astype(np.int64)
+    data = from_arrays(x, y, assignment=np.arange(48) % 6, task="binary", seed=1)
+    return Scenario(name="several_inputs", data=data, trainer=TorchTrainer(Net(), task="binary"))
+
+
+@pytest.mark.slow
+def test_workers_train_a_model_with_several_inputs(cluster):
+    pytest.importorskip("torch")
+    scenario = several_inputs()
+    params_D = scenario.trainer.init(1)
+    here = rounds_of(vector(scenario.data, scenario.trainer), scaffold(), params_D=params_D)
+    with closing(engine_module.ray(scenario.data, scenario.trainer, several_inputs, num_workers=2)) as engine:
+        assert max_difference(rounds_of(engine, scaffold(), params_D=params_D), here) < 1e-5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_torch_and_jax_train_in_workers_what_they_train_here(cluster, framework):

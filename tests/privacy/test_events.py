@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from itertools import product
 
 import numpy as np
@@ -223,3 +224,24 @@ def test_laplace_noise_is_found_for_a_budget():
     noise = calibrate_noise_multiplier(lambda z: [event_history({LaplaceEvent(z): 10})], epsilon=2.0, delta=1e-5)
     assert cost({LaplaceEvent(noise): 10}).value <= 2.0
     assert cost({LaplaceEvent(noise * 0.999): 10}).value > 2.0
+
+
+@pytest.mark.parametrize("sampling", ["poisson", "fixed_size", "none"])
+def test_less_noise_costs_more_down_to_no_noise_without_an_error(sampling):
+    rate = 1.0 if sampling == "none" else 0.1
+    noises = (1.0, 0.1, 0.021, 0.0199, 1e-3, 1e-6, 0.9e-6, 1e-30, 1e-300)
+    with warnings.catch_warnings(action="error"):
+        found = [epsilon_bounds(((Event(noise, sampling, rate), 3),), delta=1e-5) for noise in noises]
+    for bounds in ([one.rdp for one in found], [one.value for one in found]):
+        assert bounds == sorted(bounds)
+        assert bounds[-1] == math.inf
+        assert all(bound < math.inf for bound in bounds[:6])
+
+
+@pytest.mark.parametrize("event", [LaplaceEvent, lambda noise: EpsilonDeltaEvent(1 / noise)])
+def test_a_large_pure_epsilon_is_added_up_without_an_error(event):
+    noises = (1.0, 0.01, 0.0034, 0.0033, 1e-4, 1e-9, 1e-300)
+    with warnings.catch_warnings(action="error"):
+        found = [cost({event(noise): 3}).value for noise in noises]
+    assert found == sorted(found)
+    assert found == pytest.approx([3 / noise for noise in noises], rel=1e-4)

@@ -90,6 +90,14 @@ def test_all_engines_and_forms_of_inputs_train_equal_models():
     np.testing.assert_array_equal(trained(run), final_D)
 
 
+@pytest.mark.slow
+def test_worker_processes_train_equal_models():
+    def pool(data, trainer):
+        return vector(data, trainer, batching="process_pool")
+
+    np.testing.assert_array_equal(trained(torch_trainer(), engine=pool), trained(torch_trainer()))
+
+
 def test_dp_sgd_clips_the_gradient_of_each_example():
     trainer, examples = torch_trainer(), DATA.train(0)
     trainer.batching = "map"
