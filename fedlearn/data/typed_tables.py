@@ -90,6 +90,7 @@ def type_columns(table: Table, reading: Reading = DETECT) -> Table:
         if format is not None:
             formats[name], (columns[name], _) = format, format.parse_column(table.columns[name])
             notes += [f"{name}: {note}" for note in _notes(format, open_columns[name])]
+            notes += [f"{name}: {note}" for note in _point_notes(format, open_columns[name]) if decimal is None]
     notes += [f"{name}: all cells are missing" for name, cells in open_columns.items() if not cells]
     wide = {name: len(cells) for name, cells in open_columns.items() if name not in (*formats, *reading.targets)}
     notes += [f"{name}: text with {count} levels" for name, count in wide.items() if count > MANY_LEVELS]
@@ -222,6 +223,14 @@ def _is_certain(cells: Sequence[str]) -> bool:
     """Return whether some point in these plain numbers cannot be a thousands mark."""
     grouped = NumberFormat(decimal=",", thousands=".")
     return any("." in cell and grouped.parse(cell) is None for cell in cells)
+
+
+def _point_notes(format: CellFormat, cells: Sequence[str]) -> list[str]:
+    """Describe a decimal point that could be a thousands mark too, because each number has three digits after it."""
+    is_number = isinstance(format, NumberFormat) and format.decimal == "."
+    if not is_number or _is_certain(cells) or not any("." in cell for cell in cells):
+        return []
+    return ['the point is a decimal mark; decimal: "," and thousands: "." in a schema make it a thousands mark']
 
 
 def _checked_format(table: Table, name: str, detection: Detection, targets: Sequence[str]) -> CellFormat | None:

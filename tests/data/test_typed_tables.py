@@ -68,6 +68,14 @@ def test_an_ambiguous_column_follows_the_marks_of_the_other_columns(tmp_path):
     assert "z: thousands point" in table.notes
 
 
+@pytest.mark.parametrize(("cells", "is_noted"), [("5.074 6.123", True), ("5.074 0.123", False), ("5.074 6.1", False),
+                                                ("5 6", False)])  # fmt: skip
+def test_a_point_that_could_group_thousands_is_a_note(tmp_path, cells, is_noted):
+    notes = type_table(tables(tmp_path, a=column(*cells.split()))).notes
+    assert any("the point is a decimal mark" in note for note in notes) == is_noted
+    assert "5.074" not in " ".join(notes)
+
+
 def test_decisions_are_notes(tmp_path):
     text = "day,dose,empty\n2024-01-31,5 mg,\n2024-02-01,6 mg,NA\n"
     notes = type_table(tables(tmp_path, a=text)).notes
