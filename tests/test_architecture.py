@@ -29,6 +29,9 @@ HEAVY = (
     "dp_accounting",
     "jax_privacy",
     "scipy",
+    "transformers",
+    "peft",
+    "huggingface_hub",
 )
 
 
@@ -98,7 +101,10 @@ HOMES = {
     "flax": [*TRAINERS["jax"], *MODELS["jax"], *BENCHMARKS["jax"]],
     "optax": [*TRAINERS["jax"], *MODELS["jax"], *BENCHMARKS["jax"]],
     "ray": ["fedlearn/engines/ray/cluster.py", "fedlearn/engines/ray/compat.py", "fedlearn/engines/flower.py"],
-    "tokenizers": ["fedlearn/data/text_tokenizers.py"],
+    "tokenizers": ["fedlearn/data/text_tokenizers.py", "fedlearn/data/subword_tokenizer.py"],
+    "transformers": ["fedlearn/data/subword_tokenizer.py", *TRAINERS["torch"]],
+    "peft": [*TRAINERS["torch"]],
+    "huggingface_hub": ["fedlearn/data/pretrained_files.py"],
     "flwr_datasets": ["fedlearn/data/flwr_partitions.py", "fedlearn/data/hugging_face.py"],
     "matplotlib": [
         "fedlearn/callbacks/figure_style.py",

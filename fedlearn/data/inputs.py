@@ -19,6 +19,7 @@ import numpy as np
 
 from fedlearn.data.column_types import Column
 from fedlearn.data.images import Depth
+from fedlearn.data.subword_tokenizer import SubwordTokenizer
 from fedlearn.data.tables import Table, missing_column
 from fedlearn.data.text_tokenizers import CharacterEncoding, HashingTokenizer, WordPieceTokenizer
 from fedlearn.data.token_inputs import TokenInputs
@@ -189,11 +190,11 @@ class TextInputs:
         tokenizer: tokenizer with its vocabulary or its hash.
     """
 
-    tokenizer: HashingTokenizer | WordPieceTokenizer
+    tokenizer: HashingTokenizer | WordPieceTokenizer | SubwordTokenizer
     kind: ClassVar[str] = "texts"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.tokenizer, HashingTokenizer | WordPieceTokenizer):
+        if not isinstance(self.tokenizer, HashingTokenizer | WordPieceTokenizer | SubwordTokenizer):
             raise ValueError("a wrong tokenizer")
 
     @property
@@ -202,7 +203,7 @@ class TextInputs:
         return (self.tokenizer.length,)
 
     def transform(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the model inputs ``(N, T)`` int32.
+        """Return the model inputs: ``(N, T)`` int32, or ``(N,)`` with the fields of a pretrained model.
 
         Raises:
             MissingExtra: the library tokenizers is not installed.
@@ -216,16 +217,17 @@ class TextColumnInputs:
 
     Args:
         columns: names of the columns, in this order.
-        tokenizer: tokenizer with its hash.
+        tokenizer: tokenizer with its hash, or the tokenizer of a pretrained model.
     """
 
     columns: tuple[str, ...]
-    tokenizer: HashingTokenizer
+    tokenizer: HashingTokenizer | SubwordTokenizer
     kind: ClassVar[str] = "text columns"
 
     def __post_init__(self) -> None:
         are_names = isinstance(self.columns, tuple) and all(isinstance(name, str) and name for name in self.columns)
-        if not self.columns or not are_names or not isinstance(self.tokenizer, HashingTokenizer):
+        is_tokenizer = isinstance(self.tokenizer, HashingTokenizer | SubwordTokenizer)
+        if not self.columns or not are_names or not is_tokenizer:
             raise ValueError("wrong columns or a wrong tokenizer")
 
     @property
@@ -236,7 +238,7 @@ class TextColumnInputs:
     def transform(
         self, table: Table, *, allow_unknown: bool = False, allow_missing: bool = False, unknown_fix: str = ""
     ) -> np.ndarray:
-        """Return the model inputs ``(N, T)`` int32. A missing text is empty.
+        """Return the model inputs: ``(N, T)`` int32, or the fields of a pretrained model. A missing text is empty.
 
         Args:
             table: rows, with the columns in any order.
@@ -248,12 +250,16 @@ class TextColumnInputs:
             DataError: a column is absent.
             MissingExtra: the library tokenizers is not installed.
         """
+        return self.tokenizer.encode(self.texts(table, allow_missing=allow_missing))
+
+    def texts(self, table: Table, *, allow_missing: bool = False) -> list[str]:
+        """Return the text of each row; see `transform`."""
         for name in self.columns:
             if name not in table.columns and not allow_missing:
                 raise missing_column(table, name, self.columns, can_be_missing=True)
         cells = [table.columns.get(name, np.full(len(table), None, object)) for name in self.columns]
         present = [[str(cell) for cell in row if cell is not None] for row in zip(*cells, strict=True)]
-        return self.tokenizer.encode(["\n".join(texts) for texts in present])
+        return ["\n".join(texts) for texts in present]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ from fedlearn.data.inputs import (
     TextColumnInputs,
     TextInputs,
 )
+from fedlearn.data.subword_tokenizer import SubwordTokenizer
 from fedlearn.data.text_tokenizers import CharacterEncoding, HashingTokenizer, WordPieceTokenizer
 from fedlearn.data.token_inputs import TokenInputs
 from fedlearn.errors import DataError, is_number
@@ -167,7 +168,7 @@ _KINDS: Mapping[str, type[Any]] = {
         kind.kind: kind
         for kind in (TableInputs, ImageInputs, TextInputs, TextColumnInputs, TokenInputs, CharacterInputs, ArrayInputs)
     },
-    **{kind.kind: kind for kind in (HashingTokenizer, WordPieceTokenizer)},
+    **{kind.kind: kind for kind in (HashingTokenizer, WordPieceTokenizer, SubwordTokenizer)},
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 

@@ -54,7 +54,8 @@ class ModelDescription:
         personal_parameters: name patterns of parameters that stay at the clients.
         has_personal_models: whether each client has a personal model beside the global model.
         input_shape: shape of one model input of a scenario without ``network``; empty if unknown.
-        inputs: shape and type of each input of a model with several inputs; empty for one input.
+        inputs: shape and type of each input of a model with several inputs; empty for one input, and for a model whose
+            preprocessing makes the inputs.
     """
 
     scenario: str
@@ -131,7 +132,7 @@ def _describe(experiment: Experiment, cfg: DictConfig) -> ModelDescription:
         personal_parameters=tuple(rule.personal_parameters),
         has_personal_models=rule.personal is not None,
         input_shape=() if x is None or scenario.network is not None else tuple(map(int, x.shape[1:])),
-        inputs={} if x is None else parts_of(x),
+        inputs={} if x is None or scenario.preprocessing is not None else parts_of(x),
     )
 
 

@@ -20,6 +20,7 @@ from fedlearn.runner.run_config import read_run_config
 
 NETWORK_BUILDERS = frozenset(  # functions of the library that the file of a model may name
     {
+        "fedlearn.trainers.pretrained.build_pretrained",
         "simulations.models.build_trainer",
         "simulations.models.recommendation.build_recommender",
         "simulations.models.text.build_language_model",

@@ -68,7 +68,7 @@ def declared_model(settings: Mapping[str, Any]) -> tuple[Preprocessing, Network]
     else:
         inputs = TableInputs(columns=declared_columns(*features, stated.formats))
     described = Target(name=label, task=task, classes=classes, centre=centre, spread=spread)
-    return Preprocessing(inputs=inputs, target=described), network_for(inputs)
+    return Preprocessing(inputs=inputs, target=described), network_for(inputs, settings.get("model"))
 
 
 def _without(columns: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -290,7 +290,7 @@ def folder(
         preprocessing=Preprocessing(
             inputs=inputs, target=Target(name=label, task=kind, classes=targets.classes, centre=centre, spread=spread)
         ),
-        network=network_for(inputs),
+        network=network_for(inputs, model),
         data_digests=_digests(contents),
         held_out_table=held_out_table(contents.table, test, client_names),
         held_out_columns=_held_out_columns(contents, test, str(path), client, ignore or ()),

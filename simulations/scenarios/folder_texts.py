@@ -1,4 +1,7 @@
-"""Choose the inputs and the model for columns of text: hashed words, or tokens in order for a text model."""
+"""Choose the inputs and the model for columns of text.
+
+The inputs are hashed words, hashed tokens in order for a text model, or the subwords of a pretrained model.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,12 @@ from typing import Any
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.data.column_types import HashedText
 from fedlearn.data.inputs import TableInputs, TextColumnInputs
+from fedlearn.data.subword_tokenizer import SubwordTokenizer, load_tokenizer
 from fedlearn.data.text_tokenizers import HashingTokenizer
+from fedlearn.errors import require
 from fedlearn.loop.protocols import Trainer
 from fedlearn.loop.scenario import Network
+from fedlearn.trainers.pretrained import PretrainedModel, build_pretrained, pretrained_network
 from simulations.models import build_trainer, network_of
 from simulations.models.text import TEXT_CLASSIFIERS, build_text_classifier
 
@@ -24,10 +30,14 @@ def text_inputs(columns: Sequence[str], model: Any, length: int = LENGTH) -> tup
 
     Args:
         columns: names of the columns.
-        model: name or module of the model. A text model reads tokens in order, and other models count words.
+        model: name or module of the model, or a pretrained model. A text model reads tokens in order, and other models
+            count words.
         length: tokens of a text for a text model; longer texts are cut.
     """
     shown = " and ".join(columns)
+    if isinstance(model, PretrainedModel):
+        subwords = load_tokenizer(model.find().folder, length=length)
+        return TextColumnInputs(columns=tuple(columns), tokenizer=subwords), f"first {length} subwords of {shown}"
     if not is_text_model(model):
         hashed = tuple(HashedText(name=name, num_features=NUM_TEXT_FEATURES) for name in columns)
         return TableInputs(columns=hashed), f"words of {shown}, hashed"
@@ -40,8 +50,10 @@ def is_text_model(model: Any) -> bool:
     return isinstance(model, str) and model in TEXT_CLASSIFIERS
 
 
-def network_for(inputs: Any) -> Network:
+def network_for(inputs: Any, model: Any = None) -> Network:
     """Return the description of the network for some inputs, to build it again without data."""
+    if isinstance(model, PretrainedModel):
+        return pretrained_network(model.find(), length=inputs.tokenizer.length)
     if isinstance(inputs, TextColumnInputs):
         name = f"{build_text_classifier.__module__}.{build_text_classifier.__name__}"
         return Network(builder=name, arguments=_sizes(inputs))
@@ -49,7 +61,16 @@ def network_for(inputs: Any) -> Network:
 
 
 def trainer_for(inputs: Any, model: Any, data: FederatedData, **backend: Any) -> tuple[Trainer, str]:
-    """Return the trainer of a model for some inputs, and its description in one line."""
+    """Return the trainer of a model for some inputs, and its description in one line.
+
+    Raises:
+        SettingError: the model does not fit the inputs.
+    """
+    if isinstance(model, PretrainedModel):
+        reads_text = isinstance(inputs, TextColumnInputs) and isinstance(inputs.tokenizer, SubwordTokenizer)
+        expected = "another model: a pretrained model reads texts, and scenario.text is null"
+        require(reads_text, "model", "hf", expected, "scenario.text=review")
+        return build_pretrained(model, data, length=inputs.tokenizer.length, **backend)
     if isinstance(inputs, TextColumnInputs):
         sizes = _sizes(inputs)
         return build_text_classifier(model, data, vocab_size=sizes["vocab_size"], length=sizes["length"], **backend)
@@ -57,4 +78,5 @@ def trainer_for(inputs: Any, model: Any, data: FederatedData, **backend: Any) ->
 
 
 def _sizes(inputs: TextColumnInputs) -> dict[str, int]:
+    assert isinstance(inputs.tokenizer, HashingTokenizer)
     return {"vocab_size": inputs.tokenizer.vocab_size, "length": inputs.tokenizer.length}

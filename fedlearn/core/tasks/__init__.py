@@ -8,6 +8,7 @@ from types import MappingProxyType
 from fedlearn.core.tasks.base import Loss, Task
 from fedlearn.core.tasks.classification import BINARY, MULTICLASS
 from fedlearn.core.tasks.dense import SEGMENTATION, TOKEN_CLASSIFICATION
+from fedlearn.core.tasks.language import CAUSAL_LM
 from fedlearn.core.tasks.multilabel import MULTILABEL
 from fedlearn.core.tasks.ranking import RANKING
 from fedlearn.core.tasks.regression import REGRESSION
@@ -16,7 +17,17 @@ from fedlearn.errors import SettingError, did_you_mean
 
 __all__ = ["TASKS", "Loss", "Task", "TaskField", "as_task"]
 
-_SHIPPED = (BINARY, MULTICLASS, REGRESSION, RANKING, MULTILABEL, SURVIVAL, SEGMENTATION, TOKEN_CLASSIFICATION)
+_SHIPPED = (
+    BINARY,
+    MULTICLASS,
+    REGRESSION,
+    RANKING,
+    MULTILABEL,
+    SURVIVAL,
+    SEGMENTATION,
+    TOKEN_CLASSIFICATION,
+    CAUSAL_LM,
+)
 TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in _SHIPPED})
 
 

@@ -111,6 +111,7 @@ class ClientSteps:
         self, x_B: Any, y_B: torch.Tensor, rows_B: torch.Tensor, *, losses: Losses
     ) -> tuple[Gradients, torch.Tensor]:
         """Return the gradient of the mean loss, and the loss of each example."""
+        x_B = self.model.module.trimmed(x_B)
         loss_B = losses(self.model.module, x_B, y_B, self._full_mask(len(y_B)))
         mean = torch.dot(
             loss_B, loss_B.new_full(loss_B.shape, 1 / len(loss_B))

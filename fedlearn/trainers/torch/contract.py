@@ -46,7 +46,7 @@ from fedlearn.trainers.contract import (
     within_classes,
 )
 from fedlearn.trainers.torch.compat import without_compiler
-from fedlearn.trainers.torch.network import Forward, Network, copy_of, first_of, rows_of, without_prefix
+from fedlearn.trainers.torch.network import Forward, Network, Trim, copy_of, first_of, rows_of, without_prefix
 from fedlearn.trainers.torch.random import restored_generators
 
 LARGE = 30.0  # factor of large inputs, for which logits leave [0, 1]
@@ -59,7 +59,12 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (outputs_BC, y_B)
 
 
 def prepare_module(
-    module: Any, *, input_shape: tuple[int, ...] | None, forward: Forward | None, output: str | int | None
+    module: Any,
+    *,
+    input_shape: tuple[int, ...] | None,
+    forward: Forward | None,
+    output: str | int | None,
+    trim: Trim | None = None,
 ) -> Network:
     """Return a network that a trainer accepts, in float32 and with the shapes of all parameters.
 
@@ -71,6 +76,7 @@ def prepare_module(
         input_shape: shape of one example, for lazy layers; None if it is not known.
         forward: runs the module, see `Network`.
         output: part of the result that holds the outputs, see `Network`.
+        trim: removes padding, see `Network`.
 
     Raises:
         SettingError: The argument is no module, or has parameters of an unknown shape or of a wrong type.
@@ -84,7 +90,7 @@ def prepare_module(
     module = without_compiler(_copy_of_module(module))
     _materialise(module, input_shape)
     _require_float32(module)
-    return Network(module, forward, output)
+    return Network(module, forward, output, trim)
 
 
 def _copy_of_module(module: nn.Module) -> nn.Module:

@@ -47,6 +47,7 @@ LOSSES: Mapping[str, Loss] = {
     "multilabel": lambda outputs, y: F.binary_cross_entropy_with_logits(outputs, y.float(), reduction="none").mean(1),
     "survival": _cox,
     "segmentation": _position_loss,
+    "causal_lm": lambda outputs, y: outputs[:, 0] / outputs[:, 2].clamp(min=1),
     "token_classification": lambda outputs, y: _position_loss(outputs.movedim(-1, 1), y),
 }
 

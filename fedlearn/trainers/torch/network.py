@@ -16,6 +16,7 @@ from fedlearn.core.inputs import call_with, map_inputs
 from fedlearn.trainers.contract import choose_output, select_output
 
 Forward = Callable[[nn.Module, Any], Any]  # (module, inputs) -> outputs
+Trim = Callable[[Any], Any]  # inputs of a batch -> inputs without needless padding
 INNER = "inner"  # name of the module of the user in a `Network`
 
 
@@ -27,11 +28,22 @@ class Network(nn.Module):
         run: runs the module, ``(module, inputs) -> outputs``. None calls it: a mapping of inputs gives its arguments by
             name, a tuple by position.
         output: key, position or attribute of the outputs. None selects ``logits``, if the module returns no tensor.
+        trim: removes needless padding from a batch; None changes nothing.
     """
 
-    def __init__(self, inner: nn.Module, run: Forward | None = None, output: str | int | None = None) -> None:
+    def __init__(
+        self,
+        inner: nn.Module,
+        run: Forward | None = None,
+        output: str | int | None = None,
+        trim: Trim | None = None,
+    ) -> None:
         super().__init__()
-        self.inner, self._run, self._output = inner, run, output
+        self.inner, self._run, self._output, self._trim = inner, run, output, trim
+
+    def trimmed(self, x_B: Any) -> Any:
+        """Return a batch without needless padding."""
+        return x_B if self._trim is None else self._trim(x_B)
 
     def forward(self, x_B: Any) -> Any:
         """Return the outputs ``(B, C)`` for a tensor, or for a mapping or a tuple of tensors."""

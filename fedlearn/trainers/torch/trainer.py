@@ -53,7 +53,7 @@ from fedlearn.trainers.torch.dp_sgd import ClippedGradient
 from fedlearn.trainers.torch.flat_model import FlatModel
 from fedlearn.trainers.torch.job import Job
 from fedlearn.trainers.torch.losses import LOSSES, Loss, loss_of
-from fedlearn.trainers.torch.network import Forward
+from fedlearn.trainers.torch.network import Forward, Trim
 from fedlearn.trainers.torch.optimizers import check_optimizer
 from fedlearn.trainers.torch.rule_losses import TrainingLosses
 
@@ -86,6 +86,8 @@ class TorchTrainer:
             batch of models. ``auto`` (default) selects ``vmap`` on a GPU. On a CPU it selects ``vmap`` for large
             blocks of a small model, because the overhead of a step exceeds its arithmetic. Models with buffers or
             random modules need ``map``.
+        trim: removes needless padding from the inputs of a batch; None changes nothing. Training with DP-SGD does not
+            use it, because the width of a batch would depend on other examples.
 
     *Guarantees*:
 
@@ -112,13 +114,15 @@ class TorchTrainer:
         output: str | int | None = None,
         input_shape: tuple[int, ...] | None = None,
         batching: str = "auto",
+        trim: Trim | None = None,
     ) -> None:
         require_device(device)
         require_loss_function(loss)
-        network = prepare_module(module, input_shape=input_shape, forward=forward, output=output).to(device)
+        network = prepare_module(module, input_shape=input_shape, forward=forward, output=output, trim=trim).to(device)
         module = network.inner
         self.module, self.task, self.device, self.batching = module, as_task(task), device, batching
-        draws = any(isinstance(part, STOCHASTIC_MODULES) for part in module.modules())
+        # dropout with the rate 0 draws nothing
+        draws = any(isinstance(part, STOCHASTIC_MODULES) and getattr(part, "p", 1) > 0 for part in module.modules())
         # the reason why clients of this model cannot step together, or an empty string
         self._needs_map = "draws random numbers" if draws else "keeps buffers" if [*module.buffers()] else ""
         self._has_task_loss = loss is None
