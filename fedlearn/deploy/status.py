@@ -136,10 +136,11 @@ def _last_line(control: CoordinatorClient, run: RunState) -> str:
 
 def _print_tables(status: dict[str, Any]) -> None:
     out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
-    nodes = Table("node", "state", "since", "version", "framework", "last run", box=None, pad_edge=False)
+    nodes = Table("node", "state", "since", "last seen", "version", "framework", "last run", box=None, pad_edge=False)
     for node in status["nodes"]:
         framework = " on ".join(filter(None, (node["framework"], node["device"])))
-        last = (_short_time(node["since"]), node["version"] or "-", framework or "-", node["last_run"] or "-")
+        times = (_short_time(node["since"]), _short_time(node["last_seen"]))
+        last = (*times, node["version"] or "-", framework or "-", node["last_run"] or "-")
         nodes.add_row(node["name"], node["state"], *last)
     out.print(f"coordinator  {status['coordinator']}   {_short_time(status['time'])} UTC\n")
     out.print(nodes if status["nodes"] else "no node is admitted: fedlearn deploy keys add")

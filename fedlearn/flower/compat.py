@@ -105,8 +105,10 @@ FLOWER = PrivateNames(
             "flwr.common.serde:fab_to_proto",
             "flwr.common.serde:user_config_from_proto",
             "flwr.common.serde:user_config_to_proto",
+            "flwr.common.constant:HEARTBEAT_PATIENCE",
             "flwr.proto.control_pb2:ListNodesRequest",
             "flwr.proto.control_pb2:ListRunsRequest",
+            "flwr.proto.control_pb2:ListRunsResponse",
             "flwr.proto.control_pb2:RegisterNodeRequest",
             "flwr.proto.control_pb2:StartRunRequest",
             "flwr.proto.control_pb2:StartRunResponse",
@@ -470,6 +472,26 @@ def write_started_run(number: int) -> bytes:
     return bytes(StartRunResponse(run_id=number).SerializeToString())
 
 
+def change_run_configs(body: bytes, change: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> bytes:
+    """Return the body of a list of runs with another run configuration of each run.
+
+    Args:
+        body: body of a response.
+        change: function from the run configuration of a run to another one.
+    """
+    FLOWER.verify("control")
+    from flwr.common.serde import user_config_from_proto, user_config_to_proto
+    from flwr.proto.control_pb2 import ListRunsResponse
+
+    response = _parse(ListRunsResponse, body)
+    for run in response.run_dict.values():
+        config = user_config_to_proto(dict(change(user_config_from_proto(run.override_config))))
+        run.override_config.clear()
+        for name, value in config.items():
+            run.override_config[name].CopyFrom(value)
+    return bytes(response.SerializeToString())
+
+
 def read_run_id(body: bytes, kind: str) -> int:
     """Return the id of the run that a request names.
 
@@ -579,6 +601,13 @@ class ControlClient:
         return self._client.ListRuns(request).run_dict
 
     @staticmethod
+    def last_heartbeat_of(node: Any) -> float:
+        """Return the time of the last heartbeat of a node as a Unix time; 0 if it never connected."""
+        from flwr.common.constant import HEARTBEAT_PATIENCE
+
+        return max(0.0, float(node.online_until) - HEARTBEAT_PATIENCE * float(node.heartbeat_interval))
+
+    @staticmethod
     def config_of(run: Any) -> Mapping[str, Any]:
         """Return the run configuration that was submitted with a run."""
         from flwr.common.serde import user_config_from_proto
@@ -654,6 +683,8 @@ class FleetClient:
         from flwr.supernode.fleet_http_client import FleetHttpClient
         from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+        from fedlearn.flower.response_limits import limit_responses
+
         key: Any = load_ssh_private_key(private_key, None)
         self._public_key = key.public_key()
         self._client = FleetHttpClient.from_server_address(
@@ -665,6 +696,10 @@ class FleetClient:
                 NodeAuthHttpInterceptor(key, self._public_key),
             ],
         )
+        inner = getattr(self._client, "_client", None)
+        if inner is None:
+            raise FLOWER.incompatible("flwr.supernode.fleet_http_client:FleetHttpClient._client")
+        limit_responses(inner)
 
     def activate(self, heartbeat_interval_s: float) -> int:
         """Connect the node, and return its id. Flower refuses a node that is connected already."""

@@ -28,8 +28,16 @@ from fedlearn.deploy.coordinator_side.request_limits import (
 )
 from fedlearn.deploy.coordinator_side.run_requests import check_request, read_request
 from fedlearn.deploy.coordinator_side.submissions import Submission, Submissions, new_run_name
+from fedlearn.deploy.coordinator_side.visibility import visible_config
 from fedlearn.deploy.persons import Person, Persons, Role
-from fedlearn.flower.compat import read_run_id, read_start_run, read_started_run, write_start_run, write_started_run
+from fedlearn.flower.compat import (
+    change_run_configs,
+    read_run_id,
+    read_start_run,
+    read_started_run,
+    write_start_run,
+    write_started_run,
+)
 
 LOWEST_ROLES: Mapping[str, Role] = {  # request of Flower's Control API -> lowest role that may send it
     "list-runs": Role.VIEWER,
@@ -85,7 +93,17 @@ class ControlAccess:
         except RequestRefused as refused:
             await asyncio.to_thread(self._log_refusal, call, refused)
             return await refuse(send, refused)
+        if call.name == "list-runs" and not call.person.role.includes(Role.ADMIN):
+            return await self._list_runs(call, scope, receive, send)
         await self.app(scope, replay(call.body, receive), send)
+
+    async def _list_runs(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the list of runs without the settings of other persons' runs."""
+        runs = _Response(send)
+        await self.app(scope, replay(call.body, receive), runs.keep)
+        if runs.status == 200:
+            runs.replace_body(change_run_configs(runs.body, partial(visible_config, person=call.person)))
+        await runs.send()
 
     def _check_role(self, call: Call) -> None:
         lowest = LOWEST_ROLES.get(call.name)
@@ -191,6 +209,12 @@ class _Response:
     @property
     def body(self) -> bytes:
         return b"".join(message.get("body", b"") for message in self._messages)
+
+    def replace_body(self, body: bytes) -> None:
+        start = next(message for message in self._messages if "status" in message)
+        headers = [header for header in start.get("headers", ()) if header[0].lower() != b"content-length"]
+        start = {**start, "headers": [*headers, (b"content-length", b"%d" % len(body))]}
+        self._messages = [start, {"type": "http.response.body", "body": body}]
 
     async def send(self) -> None:
         for message in self._messages:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,14 @@ class NodeState:
         id: Flower's id of the node.
         state: ``online``; ``offline``, if its heartbeats stopped; or ``registered``, if it never connected.
         since: time of its last connection or of its end, UTC, in ISO 8601; empty if it never connected.
+        last_seen: time of its last heartbeat, or of its end if it is offline; empty if it never connected.
     """
 
     name: str
     id: int
     state: str
     since: str
+    last_seen: str = ""
 
 
 @dataclass(frozen=True)
@@ -180,10 +183,18 @@ class CoordinatorClient:
                 id=int(node.node_id),
                 state=str(node.status),
                 since=str(node.last_activated_at if node.status == "online" else node.last_deactivated_at),
+                last_seen=self._last_seen(node),
             )
             for node in nodes
         ]
         return sorted(states, key=lambda state: state.name)
+
+    def _last_seen(self, node: Any) -> str:
+        if node.status != "online":
+            return str(node.last_deactivated_at)
+        # a node names the interval of its heartbeats, so the result is bounded
+        seen = min(time.time(), self._client.last_heartbeat_of(node))
+        return datetime.fromtimestamp(seen, UTC).isoformat(timespec="seconds")
 
     def run_states(self) -> list[RunState]:
         """Return the states of all runs, the newest first."""

@@ -34,6 +34,7 @@ from fedlearn.deploy.coordinator_side.run_files import (
     progress_values,
     read_chunks,
 )
+from fedlearn.deploy.coordinator_side.visibility import visible_events
 from fedlearn.deploy.persons import Person, Persons, Role
 
 MAX_EVENTS = 100_000  # lines of the audit log in an answer, the newest ones
@@ -123,7 +124,7 @@ class RunApi:
         return found
 
     def _history(self, person: Person, query: Query) -> list[dict[str, Any]]:
-        return read_events(self.state)[-MAX_EVENTS:]
+        return visible_events(read_events(self.state)[-MAX_EVENTS:], person)
 
     def _files(self, person: Person, query: Query) -> list[dict[str, Any]]:
         return list_files(self._folder_of(person, query))

@@ -5,7 +5,8 @@ code from the coordinator, and has no data. It sends the bytes of a request to t
 returns the bytes of the response.
 
 A message can be lost with a connection, or with a killed messenger. So the messenger connects anew after each error.
-The coordinator then sees a new connection, and repeats the requests of the old one.
+The coordinator then sees a new connection, and repeats the requests of the old one. An answer that cannot be read is
+such an error, too: a coordinator cannot end the messenger with malformed bytes.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ MAX_RETRY_INTERVAL_S = 5.0  # seconds between two attempts to connect
 RESPONSE_TIMEOUT_S = 60.0  # seconds of attempts to send a response
 CLIENT_APP_RAISED_EXCEPTION = 2  # Flower's code of an error
 NO_TRAINER = "the trainer of this node does not respond; its messenger has logged the reason"
+MAX_TIMEOUT_S = 86400.0  # longest time that a request may take; a coordinator could name any number
 CONNECTION_ERRORS = (httpx.HTTPError, MissingParts, OSError)
 log = logging.getLogger(__name__)
 
@@ -79,7 +81,9 @@ class Messenger:
             try:
                 self._connect()
                 self._carry_messages()
-            except CONNECTION_ERRORS as error:
+            except NotAdmitted:
+                raise
+            except Exception as error:  # also an answer that Flower cannot read
                 self._after_error(error)
 
     def _connect(self) -> None:
@@ -113,7 +117,8 @@ class Messenger:
     def _respond(self, message: Message) -> Message:
         identify_as_node(message)
         try:
-            response = self.trainer.call(from_record_dict(message.content), timeout_s=message.metadata.ttl)
+            timeout_s = _timeout_of(message)
+            response = self.trainer.call(from_record_dict(message.content), timeout_s=timeout_s)
             return Message(to_record_dict(response), reply_to=message)
         except TrainerUnavailable as error:  # its text has paths of this node
             log.error("%s", error)
@@ -144,7 +149,10 @@ class Messenger:
         """
         if _status(error) == httpx.codes.FORBIDDEN:  # the run of a message has ended
             return
-        problem = explain(self.address, error).splitlines()[0]
+        if isinstance(error, CONNECTION_ERRORS):
+            problem = plain_line(explain(self.address, error).splitlines()[0])
+        else:
+            problem = f"{self.address} sent an answer that cannot be read ({type(error).__name__})"
         if _status(error) == httpx.codes.PRECONDITION_FAILED:  # Flower does not activate this node
             self._require_admission()
             problem = "the coordinator still has the last connection of this node, or does not know its key yet"
@@ -162,8 +170,8 @@ class Messenger:
         except httpx.HTTPStatusError as error:
             if error.response.status_code == httpx.codes.UNAUTHORIZED:
                 raise NotAdmitted from None
-        except httpx.TransportError:
-            pass
+        except Exception as error:
+            log.debug("the heartbeat fails, too: %s", type(error).__name__)
 
 
 class Heartbeat(threading.Thread):
@@ -182,11 +190,23 @@ class Heartbeat(threading.Thread):
         while True:
             messenger = self.messenger
             if messenger.state.node_id and time.monotonic() - self._sent >= HEARTBEAT_INTERVAL_S:
-                with suppress(httpx.HTTPError):  # the messenger itself reports a lost connection
+                with suppress(Exception):  # the messenger itself reports a lost connection
                     messenger.fleet.heartbeat(messenger.state.node_id, 1.5 * HEARTBEAT_INTERVAL_S)
                     self._sent = time.monotonic()
             messenger.state.report(trainer=messenger.trainer.problem())
             time.sleep(CHECK_INTERVAL_S)
+
+
+def _timeout_of(message: Message) -> float:
+    """Return the seconds that a request may take.
+
+    Raises:
+        ValueError: The time to live is not a number > 0.
+    """
+    seconds = message.metadata.ttl
+    if not seconds > 0:
+        raise ValueError(f"the time to live of the message is {seconds}, expected > 0")
+    return min(seconds, MAX_TIMEOUT_S)
 
 
 def _status(error: Exception) -> int:

@@ -14,12 +14,12 @@ pytest.importorskip("flwr", reason="the extra flower is not installed")
 from flwr.proto import control_pb2
 
 from fedlearn.deploy.audit_log import AuditLog, RefusalLimit, read_events, verify
-from fedlearn.deploy.coordinator_side.app_bundle import build_app_bundle
+from fedlearn.deploy.coordinator_side.app_bundle import NAME_KEY, PERSON_KEY, build_app_bundle
 from fedlearn.deploy.coordinator_side.control_access import LOWEST_ROLES, ControlAccess
 from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient
 from fedlearn.deploy.coordinator_side.submissions import Submission, Submissions, stoppable
 from fedlearn.deploy.persons import Persons, Role, add_person, token_digest
-from fedlearn.flower.compat import read_start_run, write_start_run
+from fedlearn.flower.compat import ControlClient, read_start_run, write_start_run
 
 pytestmark = pytest.mark.framework
 build_app_bundle = cache(build_app_bundle)
@@ -30,7 +30,7 @@ class Coordinator:
     """The checks of a coordinator, in front of an application that records its requests."""
 
     def __init__(self, folder, persons, tokens):
-        self.folder, self.received, self.status = folder, [], 200
+        self.folder, self.received, self.status, self.answer, self.sent = folder, [], 200, b"", []
         self.tokens = {**tokens, "coordinator": "local", "stranger": "guess", "nobody": ""}
         self.persons = Persons(persons, token_digest(b"local"))
         self.access = ControlAccess(
@@ -40,7 +40,8 @@ class Coordinator:
     async def _app(self, scope, receive, send):
         message = await receive()
         self.received.append((scope["path"], message["body"]))
-        body = control_pb2.StartRunResponse(run_id=77).SerializeToString() if self.status == 200 else b"{}"
+        body = self.answer or control_pb2.StartRunResponse(run_id=77).SerializeToString()
+        body = body if self.status == 200 else b"{}"
         await send({"type": "http.response.start", "status": self.status, "headers": []})
         await send({"type": "http.response.body", "body": body})
 
@@ -57,6 +58,7 @@ class Coordinator:
         token = f"Bearer {self.tokens[person]}".encode()
         scope = {"type": "http", "path": request, "headers": [(b"Authorization", token)]}
         asyncio.run(self.access(scope, receive, send))
+        self.sent = sent
         return sent[0]["status"]
 
     def start(self, caller, request=RUN, bundle=None, **config):
@@ -105,6 +107,32 @@ def test_each_request_is_accepted_for_its_roles_only_and_is_logged(coordinator, 
         if name in ROLE_OF and (name != "coordinator" or request_name == "start-run"):
             expected.append(("request" if is_allowed else "request.refused", name, request_name))
     assert [(line["event"], line["person"], line["request"]) for line in coordinator.events] == expected
+
+
+def test_a_list_of_runs_has_the_settings_of_the_persons_runs_only(coordinator):
+    mark = "a value of a setting"
+    settings = {"scenario": {"name": "heart", "path": mark}, "strategy": {"name": "fedavg"}, mark: mark}
+    request = {**RUN, "settings": settings, "overrides": [mark], "rerun_command": mark, "continues": 3}
+    runs = control_pb2.ListRunsResponse(now="now")
+    for number, person in ((1, "sam"), (2, "sue")):
+        config = {"request": json.dumps(request), PERSON_KEY: person, NAME_KEY: "r"}
+        body = write_start_run(build_app_bundle(), config)
+        started = control_pb2.StartRunRequest.FromString(body)
+        for name, value in started.override_config.items():
+            runs.run_dict[number].override_config[name].CopyFrom(value)
+    coordinator.answer = runs.SerializeToString()
+    shown = {}
+    for person in ROLE_OF:
+        coordinator.call(person, "/v1/control/list-runs")
+        listed = control_pb2.ListRunsResponse.FromString(coordinator.sent[1]["body"]).run_dict
+        configs = {number: ControlClient.config_of(run) for number, run in listed.items()}
+        shown[person] = [number for number, config in sorted(configs.items()) if mark in config["request"]]
+        assert {config[PERSON_KEY] for config in configs.values()} == {"sam", "sue"}
+        assert all(json.loads(config["request"])["continues"] == 3 for config in configs.values())
+        assert all(json.loads(c["request"])["settings"]["strategy"]["name"] == "fedavg" for c in configs.values())
+        lengths = [int(value) for name, value in coordinator.sent[0]["headers"] if name == b"content-length"]
+        assert lengths in ([], [len(coordinator.sent[1]["body"])])
+    assert shown == {"vic": [], "sam": [1], "ada": [1, 2], "coordinator": [1, 2]}
 
 
 def all_control_requests():

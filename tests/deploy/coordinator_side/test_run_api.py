@@ -170,6 +170,33 @@ def test_a_folder_of_another_person_is_refused(place, tokens, monkeypatch):
             require_owner(place / folder, person)
 
 
+MARK = "a value of a setting"
+AUDIT_LINES = [  # (event, fields) of lines about a run of sam
+    ("run.started", {"settings": {"scenario": {"name": "heart", "path": MARK}, MARK: 1}, "overrides": [f"x={MARK}"]}),
+    ("run.ended", {"reason": MARK, "status": "done", "rounds": 3, "epsilon": 1.5}),
+    ("request", {"query": {"folder": MARK}, "request": "files"}),
+    ("request.refused", {"reason": MARK, "request": "start-run", "code": 400}),
+    ("web.signed_in", {"address": MARK}),
+    ("anything.new", {"future": {"field": MARK}}),
+]
+
+
+def test_settings_of_a_run_are_for_its_submitter_and_admins_in_each_answer(server, place):
+    for event, fields in AUDIT_LINES:
+        AuditLog(server.state).append(event, run="r1", person="sam", folder=FOLDER, **fields)
+    (place / FOLDER / "config.yaml").write_text(f"rounds: 12\nkey: {MARK}\n")
+    for text in [*READS, *FETCHES]:
+        name, _, query = text.partition("?")
+        for person in ("vic", "sue"):
+            assert MARK.encode() not in server.get(person, name, query)[1], (person, text)
+    for person in ("sam", "ada"):
+        history = json.loads(server.get(person, "history")[1])
+        assert [MARK in json.dumps(line) for line in history[: len(AUDIT_LINES)]] == [True] * len(AUDIT_LINES)
+    seen = json.loads(server.get("vic", "history")[1])
+    assert seen[0]["settings"] == {"scenario": {"name": "heart"}}
+    assert (seen[1]["person"], seen[1]["rounds"], seen[1]["epsilon"]) == ("sam", 3, 1.5)
+
+
 PATHS = [
     *("../../../secret", "../../../../secret", "/etc/hostname", "link", "folder_link/secret", "model/../report.html"),
     *(

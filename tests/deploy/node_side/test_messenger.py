@@ -1,6 +1,7 @@
 """The messenger of a node: lost connections, lost replies, a dead trainer, and a revoked key."""
 
 import json
+import struct
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from fedlearn.protocol.grid_client import from_record_dict, to_record_dict
 CUT = httpx.ReadError("the connection is cut")
 
 
-class Done(Exception):
+class Done(BaseException):
     """Ends a messenger, which otherwise runs for ever."""
 
 
@@ -61,7 +62,7 @@ class FakeFleet:
     @staticmethod
     def _next(answers, default=None):
         answer = answers.pop(0) if answers else default
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 
@@ -96,6 +97,50 @@ def test_after_an_error_the_messenger_connects_anew_so_that_the_coordinator_repe
     fleet = FakeFleet([error, request()])
     carry(tmp_path, fleet)
     assert fleet.log == ["activate", "pull", "deactivate 7", "activate", "pull", b"noitseuq", "pull"]
+
+
+HOSTILE = (
+    ValueError("no protobuf"),
+    TypeError("a record"),
+    KeyError("x"),
+    RecursionError(),
+    MemoryError(),
+    struct.error(),
+)
+
+
+@pytest.mark.parametrize("place", ["pulls", "pushes", "activations", "heartbeats"])
+def test_no_malformed_answer_of_a_coordinator_ends_the_messenger(tmp_path, place):
+    for number, error in enumerate(HOSTILE):
+        fleet = FakeFleet([request()])
+        getattr(fleet, place).insert(0, error)
+        if place == "heartbeats":
+            fleet.activations.insert(0, refused(412))  # after this, the messenger sends a heartbeat
+        carry(tmp_path / str(number), fleet)
+        assert fleet.log[-1] == "pull", error
+        assert b"noitseuq" in fleet.log or place == "pushes", error
+
+
+@pytest.mark.parametrize("ttl", [float("nan"), -1.0, 0.0, float("inf"), 1e300])
+def test_a_hostile_time_to_live_reaches_no_trainer(tmp_path, ttl):
+    seen = []
+    message = request()
+    vars(message.metadata)["_ttl"] = ttl
+    fleet = FakeFleet([message, request()])
+    carry(tmp_path, fleet, lambda payload, timeout_s: seen.append(timeout_s) or payload)
+    assert all(0 < seconds <= messenger.MAX_TIMEOUT_S for seconds in seen)
+    assert fleet.log[-2:] == [b"question", "pull"]
+
+
+def test_a_heartbeat_outlives_malformed_answers(tmp_path, monkeypatch):
+    fleet, state = FakeFleet(), MessengerState.load(tmp_path)
+    fleet.heartbeats, state.node_id, pauses = [*HOSTILE, Done()], 7, []
+    trainer = SimpleNamespace(problem=lambda: "")
+    monkeypatch.setattr(messenger, "HEARTBEAT_INTERVAL_S", 0.0)
+    monkeypatch.setattr(messenger.time, "sleep", pauses.append)
+    with pytest.raises(Done):
+        messenger.Heartbeat(Messenger(fleet, trainer, state, "coordinator:8000")).run()
+    assert len(pauses) == len(HOSTILE)
 
 
 def test_a_messenger_that_was_killed_ends_its_last_connection_at_its_next_start(tmp_path):

@@ -1,0 +1,53 @@
+"""A hostile coordinator can neither fill the memory of a node with a response nor send its requests elsewhere."""
+
+import gzip
+
+import pytest
+from needs import needs
+
+needs("httpx")
+
+import httpx  # noqa: E402
+
+from fedlearn.flower.response_limits import limit_responses  # noqa: E402
+
+
+def client(answer, **options):
+    made = httpx.Client(transport=httpx.MockTransport(answer), follow_redirects=True)
+    limit_responses(made, **options)
+    return made
+
+
+def endless():
+    while True:
+        yield b"x" * 1000
+
+
+def test_a_response_without_an_end_is_cut_at_the_limit():
+    with pytest.raises(httpx.RemoteProtocolError, match="more than 5000 bytes"):
+        client(lambda request: httpx.Response(200, content=endless()), max_bytes=5000).post("https://c/")
+    assert (
+        len(client(lambda request: httpx.Response(200, content=b"x" * 5000), max_bytes=5000).post("https://c/").content)
+        == 5000
+    )
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "gzip, gzip", "zstd"])
+def test_a_compressed_response_is_refused_before_it_is_expanded(encoding):
+    bomb = gzip.compress(b"\0" * 10**6)
+    answer = httpx.Response(200, stream=httpx.ByteStream(bomb), headers={"content-encoding": encoding})
+    with pytest.raises(httpx.RemoteProtocolError, match="compressed"):
+        client(lambda request: answer).post("https://c/")
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirection_reaches_no_other_machine(status):
+    hosts = []
+
+    def answer(request):
+        hosts.append(request.url.host)
+        return httpx.Response(status, headers={"location": "https://intranet.hospital/"})
+
+    with pytest.raises(httpx.HTTPStatusError):
+        client(answer).post("https://coordinator/").raise_for_status()
+    assert hosts == ["coordinator"]
