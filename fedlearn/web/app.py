@@ -107,7 +107,13 @@ class Site:
         return StreamingResponse(events, media_type="text/event-stream")
 
     async def _report(self, request: Request) -> Response:
-        page = await self.feed.report(request.query_params.get("run", ""))
+        key = request.query_params.get("run", "")
+        if self.accounts and not await asyncio.to_thread(
+            self.accounts.may_open_report, self.person(request) or "", key
+        ):
+            text = "The report of a run is for its submitter and for admins, because it has all settings.\n"
+            return PlainTextResponse(text, status_code=403)
+        page = await self.feed.report(key)
         if not page:
             return PlainTextResponse("This run has no report.\n", status_code=404)
         return Response(page, media_type="text/html", headers=dict(report_headers()))

@@ -27,6 +27,7 @@ class RunView:
 
     Attributes:
         key: path of the run folder below the watched folder, with ``/``; unique.
+        name: name of the run in a federation; empty for simulations.
         state: ``queued``, ``starting``, ``running``, ``interrupted``, or the status in ``summary.json``.
         reason: cause of an early end; may be empty.
         scenario: name of the scenario; may be empty.
@@ -50,6 +51,7 @@ class RunView:
 
     key: str
     state: str
+    name: str = ""
     reason: str = ""
     scenario: str = ""
     strategy: str = ""

@@ -35,6 +35,14 @@ class Accounts(Protocol):
     def is_active(self, person: str) -> bool:
         """Return whether a person who signed in earlier may still read the page."""
 
+    def may_open_report(self, person: str, key: str) -> bool:
+        """Return whether a person may open the report of a run, which has all settings.
+
+        Args:
+            person: name of the person.
+            key: key of the run.
+        """
+
 
 @dataclass
 class Attempts:

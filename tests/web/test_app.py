@@ -34,6 +34,9 @@ class People:
     def is_active(self, person):
         return person in self.active
 
+    def may_open_report(self, person, key):
+        return person == "ana"
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -183,6 +186,17 @@ def test_a_slow_body_ends_its_request(folder, monkeypatch):
         return sent[0]["status"]
 
     assert asyncio.run(asyncio.wait_for(request(), 30)) == 303
+
+
+def test_a_report_is_for_persons_who_may_open_it(folder):
+    codes = {}
+    for name in ("ana", "ben"):
+        browser = client(folder, People())
+        sign_in(browser, name)
+        response = browser.get("/report?run=run")
+        codes[name] = response.status_code
+        assert (b"<p>report" in response.content) == (name == "ana")
+    assert codes == {"ana": 200, "ben": 403}
 
 
 def test_guesses_are_limited_by_address_and_in_total(folder):

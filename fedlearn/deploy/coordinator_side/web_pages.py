@@ -108,7 +108,7 @@ class Pages:
         if self.ports.web is not None:
             names = hosts_of(x509.load_pem_x509_certificate((self.keys / CERTIFICATE).read_bytes()))
             hosts = accepted_hosts({*names, *LOCAL_NAMES}, self.ports.web.getsockname()[1])
-            accounts = PersonAccounts(self.keys / PERSONS_FILE, AuditLog(self.state))
+            accounts = PersonAccounts(self.keys / PERSONS_FILE, AuditLog(self.state), self.runs)
             app = build_app(self._source(), hosts=hosts, accounts=accounts, interval_s=2.0, metrics=metrics)
             tls = {"certificate": self.keys / CERTIFICATE, "key": self.keys / SERVER_KEY}
             limits = {"http": http_protocol(), "timeout_keep_alive": int(HEAD_TIMEOUT_S)}

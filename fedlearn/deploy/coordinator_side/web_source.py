@@ -11,9 +11,10 @@ from fedlearn.deploy.audit_log import AuditLog
 from fedlearn.deploy.connectivity import ConnectionProblem
 from fedlearn.deploy.coordinator_side.app_bundle import PERSON_KEY
 from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient, NodeState, RunState
-from fedlearn.deploy.coordinator_side.ownership import DEPLOYMENT_FILE
+from fedlearn.deploy.coordinator_side.ownership import DEPLOYMENT_FILE, owner_of
 from fedlearn.deploy.coordinator_side.run_audit import MEMBERS_FILE
-from fedlearn.deploy.persons import Persons, PersonsError, read_persons
+from fedlearn.deploy.coordinator_side.run_files import RunFileError, find_folder
+from fedlearn.deploy.persons import Person, Persons, PersonsError, Role, read_persons
 from fedlearn.web.run_list import RunList
 from fedlearn.web.run_views import QUEUED, RunDetail, RunView
 from fedlearn.web.safe_files import as_object, as_text, read_object
@@ -42,7 +43,7 @@ class CoordinatorSource:
 
     def snapshot(self) -> Snapshot:
         """Return nodes and runs. If the coordinator gives no answer, the snapshot has the runs of the folder only."""
-        views = [self._with_submitter(view) for view in self.list.update()]
+        views = [self._with_origin(view) for view in self.list.update()]
         nodes: Sequence[NodeView] = []
         problem = ""
         try:
@@ -72,15 +73,17 @@ class CoordinatorSource:
     def detail(self, key: str) -> RunDetail | None:
         """Return all about a run; None for other keys."""
         detail = self.list.detail(key)
-        return detail and replace(detail, run=self._with_submitter(detail.run))
+        return detail and replace(detail, run=self._with_origin(detail.run))
 
     def report(self, key: str) -> bytes:
         """Return the report of a run; empty without a report, and for other keys."""
         return self.list.report(key)
 
-    def _with_submitter(self, view: RunView) -> RunView:
+    def _with_origin(self, view: RunView) -> RunView:
+        """Return a run with its name and the person who submitted it."""
         root = self.list.root
-        return replace(view, submitter=as_text(read_object(root, root / view.key / DEPLOYMENT_FILE).get(PERSON_KEY)))
+        origin = read_object(root, root / view.key / DEPLOYMENT_FILE)
+        return replace(view, name=as_text(origin.get("id")), submitter=as_text(origin.get(PERSON_KEY)))
 
 
 def _queued(runs: Sequence[RunState]) -> list[RunView]:
@@ -88,7 +91,14 @@ def _queued(runs: Sequence[RunState]) -> list[RunView]:
     waiting = [run for run in runs if run.status == "pending"]
     parts = [run.experiment.partition(" · ") for run in waiting]
     return [
-        RunView(key=f"{run.folder} ({run.id})", state=QUEUED, scenario=part[0], strategy=part[2], submitter=run.person)
+        RunView(
+            key=f"{run.folder} ({run.id})",
+            state=QUEUED,
+            name=run.name,
+            scenario=part[0],
+            strategy=part[2],
+            submitter=run.person,
+        )
         for run, part in zip(waiting, parts, strict=True)
     ]
 
@@ -100,10 +110,12 @@ class PersonAccounts:
     Args:
         path: path of ``persons.json``.
         audit: audit log, which gets a line for each attempt to sign in.
+        runs: folder of the run folders.
     """
 
     path: Path
     audit: AuditLog
+    runs: Path
     persons: Persons = field(init=False)
 
     def __post_init__(self) -> None:
@@ -123,8 +135,21 @@ class PersonAccounts:
 
     def is_active(self, person: str) -> bool:
         """Return whether the token of a person is still valid."""
+        return self._find(person) is not None
+
+    def may_open_report(self, person: str, key: str) -> bool:
+        """Return whether a person is an admin, or the submitter of a run."""
+        known = self._find(person)
+        if known is None or known.role.includes(Role.ADMIN):
+            return known is not None
         try:
-            known = read_persons(self.path).get(person)
-        except PersonsError:
+            return owner_of(find_folder(self.runs, key)) == person
+        except RunFileError:
             return False
-        return known is not None and not known.revoked
+
+    def _find(self, name: str) -> Person | None:
+        try:
+            person = read_persons(self.path).get(name)
+        except PersonsError:
+            return None
+        return None if person is None or person.revoked else person

@@ -100,7 +100,7 @@ function fillRun(row, run) {
   link.href = `#run=${encodeURIComponent(run.key)}`;
   const bar = make("span", "progress", make("i"));
   bar.firstChild.style.width = run.rounds ? `${Math.min(100, (100 * run.round) / run.rounds)}%` : "0";
-  const notes = [run.key, run.submitter && `submitted by ${run.submitter}`, moment(run.changed)].filter(Boolean).join(" · ");
+  const notes = [run.name, run.key, run.submitter && `submitted by ${run.submitter}`, moment(run.changed)].filter(Boolean).join(" · ");
   const round = make("span", "round", make("span", "", make("span", "word", "round "), progress(run)), bar);
   const metric = make("span", "metric", make("span", "", show(run.value, metricUnit(run))), make("small", "", run.metric || "no metric yet"));
   const epsilon = make("span", "epsilon metric", make("span", "", epsilonText(run)), make("small", "", isNumber(run.epsilon) ? "epsilon" : "no guarantee"));
@@ -152,7 +152,7 @@ function showRun(shown) {
   const run = shown.run;
   detail = shown;
   byId("run-title").replaceChildren(experiment(run));
-  byId("run-line").replaceChildren(pill(run.state), ` ${[run.key, run.submitter && `submitted by ${run.submitter}`, remaining(run)].filter(Boolean).join(" · ")}`);
+  byId("run-line").replaceChildren(pill(run.state), ` ${[run.name, run.key, run.submitter && `submitted by ${run.submitter}`, remaining(run)].filter(Boolean).join(" · ")}`);
   byId("run-reason").textContent = run.reason;
   byId("run-reason").hidden = !run.reason;
   byId("run-report").hidden = !run.has_report;

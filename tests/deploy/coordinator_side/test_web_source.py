@@ -36,7 +36,8 @@ class Control:
         fields = {"outcome": "", "exit_code": None, "started": SECONDS, "finished": "", "person": "ana"}
         shown = {"folder": HOSTILE, "experiment": f"{HOSTILE} · fedavg"}
         return [
-            RunState(id=number, status=status, **fields, **shown) for number, status in ((7, "pending"), (8, "running"))
+            RunState(id=number, status=status, **fields, **shown, name="20260301-2")
+            for number, status in ((7, "pending"), (8, "running"))
         ]
 
 
@@ -53,6 +54,7 @@ def test_nodes_runs_and_submitters_are_shown(source):
     snapshot = source.snapshot()
     assert [(node.name, node.state) for node in snapshot.nodes] == [("north", "online"), (HOSTILE, "registered")]
     assert [(run.state, run.submitter) for run in snapshot.runs] == [("queued", "ana"), ("interrupted", "ben")]
+    assert [run.name for run in snapshot.runs] == ["20260301-2", "x"]
     assert [(node.version, node.framework) for node in snapshot.nodes] == [("0.2.0", "torch"), ("", "")]
     assert snapshot.num_runs == 2
     assert source.detail("digits/first").run.submitter == "ben"
@@ -70,7 +72,7 @@ def test_persons_sign_in_by_token_until_it_is_revoked(tmp_path):
     path = tmp_path / "persons.json"
     token = add_person(path, "ana", "viewer")
     audit = AuditLog(tmp_path)
-    accounts = PersonAccounts(path, audit)
+    accounts = PersonAccounts(path, audit, tmp_path / "runs")
     assert accounts.check(token) == "ana"
     assert accounts.is_active("ana")
     for wrong in ("", token[:-1], token + "x", "\udcff", HOSTILE):
@@ -85,6 +87,20 @@ def test_persons_sign_in_by_token_until_it_is_revoked(tmp_path):
     assert not accounts.is_active("ana")
     path.write_text("damaged")
     assert not accounts.is_active("ana")
+
+
+def test_a_report_is_for_the_submitter_of_the_run_and_for_admins(source, tmp_path):
+    path = tmp_path / "persons.json"
+    for name, role in {"ada": "admin", "ben": "submitter", "sue": "submitter", "vic": "viewer"}.items():
+        add_person(path, name, role)
+    accounts = PersonAccounts(path, AuditLog(tmp_path), tmp_path / "runs")
+    keys = ("digits/first", "none", "", "..", "../runs/digits/first", HOSTILE)
+    opened = {name: [accounts.may_open_report(name, key) for key in keys] for name in ("ben", "sue", "vic", "", "eve")}
+    assert opened.pop("ben")[:2] == [True, False]
+    assert not any(any(each) for each in opened.values())
+    assert accounts.may_open_report("ada", "digits/first")
+    revoke_person(path, "ben")
+    assert not accounts.may_open_report("ben", "digits/first")
 
 
 def read(metrics):
