@@ -14,6 +14,7 @@ import ssl
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from fedlearn.deploy.coordinator_side.run_recovery import RunRecovery
 from fedlearn.deploy.coordinator_side.web_pages import Pages, Ports, open_ports
 from fedlearn.deploy.keys import ALLOWED, CA, CERTIFICATE, SECRET, SERVER_KEY, KeysError, expiry
 from fedlearn.deploy.log_format import add_log_option, use_log_format
-from fedlearn.deploy.persons import PERSONS_FILE, new_token, read_persons, token_digest
+from fedlearn.deploy.persons import PERSONS_FILE, may_submit, new_token, read_persons, token_digest
 from fedlearn.deploy.processes import Child, Children, flower_environment, module_command, private_files
 from fedlearn.deploy.proxies import LOCAL_HOSTS, exclude_from_proxies
 from fedlearn.deploy.state_lock import locked_state
@@ -114,7 +115,8 @@ def _serve(keys: Path, state: Path, runs: Path, host: str, port: int, registry: 
         _require_token_check(local, keys)
         _require_limits(local, keys)
         control = CoordinatorClient(local, keys, token=token)
-        recovery = RunRecovery(control, state.resolve(), runs.resolve())
+        allowed = partial(may_submit, keys / PERSONS_FILE)
+        recovery = RunRecovery(control, state.resolve(), runs.resolve(), may_submit=allowed)
         recovery.recover_all()
         key_sync = KeySync(control, keys, state)
         key_sync.check()

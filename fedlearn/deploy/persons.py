@@ -137,6 +137,17 @@ def read_persons(path: Path) -> dict[str, Person]:
     return {person.name: person for person in persons}
 
 
+def may_submit(path: Path, name: str) -> bool:
+    """Return whether a person may start runs at this moment; False after a revocation, and without a readable file."""
+    if name == COORDINATOR_NAME:
+        return True
+    try:
+        person = read_persons(path).get(name)
+    except PersonsError:
+        return False
+    return person is not None and not person.revoked and person.role.includes(Role.SUBMITTER)
+
+
 def add_person(path: Path, name: str, role: str) -> str:
     """Add a person to a file, and return the token, which is stored nowhere else.
 

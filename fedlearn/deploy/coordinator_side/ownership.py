@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedlearn.deploy.coordinator_side.app_bundle import PERSON_KEY
 from fedlearn.deploy.coordinator_side.environment import PERSONS_ENV
-from fedlearn.deploy.persons import COORDINATOR_NAME, Role, read_persons
+from fedlearn.deploy.persons import COORDINATOR_NAME, Role, may_submit, read_persons
 from fedlearn.runner.run_folder import RunFolderError
 
 DEPLOYMENT_FILE = "deployment.json"  # in the run folder: name, person and commands of the run
@@ -30,6 +30,20 @@ def require_owner(path: Path, person: str | None) -> None:
         expected = f"a run of {person}, or a request of an admin"
         fix = "python -m fedlearn.deploy.runs"
         raise RunFolderError(f"{path.name} is a run of another person\n  expected  {expected}\n  try       {fix}")
+
+
+def require_submitter(person: str) -> None:
+    """Refuse a run of a person who may not start runs any more, e.g. because the token was revoked meanwhile.
+
+    Args:
+        person: name of the person; empty: a caller within this process.
+
+    Raises:
+        RunFolderError: The person may not start runs.
+    """
+    if person and not may_submit(Path(os.environ[PERSONS_ENV]), person):
+        expected, fix = "a submitter or an admin with a valid token", "a request to an admin"
+        raise RunFolderError(f"{person} may not start runs any more\n  expected  {expected}\n  advice    {fix}")
 
 
 def require_outside_runs(folder: Path, runs: Path) -> None:

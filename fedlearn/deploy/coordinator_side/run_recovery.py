@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fedlearn.core.plain_text import plain_line
+from fedlearn.deploy.audit_log import AuditLog
 from fedlearn.deploy.connectivity import ConnectionProblem
 from fedlearn.deploy.coordinator_side.app_bundle import NAME_KEY, PERSON_KEY, REQUEST_KEY, build_app_bundle
 from fedlearn.deploy.coordinator_side.control_api import RunStatus, parse_end
@@ -69,12 +70,14 @@ class RunRecovery:
         control: connection to the coordinator.
         state: state folder of the coordinator.
         runs: folder of the run folders.
+        may_submit: function that returns whether a person may start runs at this moment.
         report: function that shows a line to the operator.
     """
 
     control: RunControl
     state: Path
     runs: Path
+    may_submit: Callable[[str], bool] = lambda person: True
     report: Callable[[str], None] = say
     _found: set[int] = field(default_factory=set, init=False)  # runs that may have no file of a submission
     _was_disconnected: bool = field(default=True, init=False)
@@ -143,11 +146,21 @@ class RunRecovery:
         is_continued = any(_request_in(other).get("continues") == run_id for _, other in configs.values())
         request = _request_in(config)
         if request.get("do") in ("run", "resume") and not (is_stopped or is_continued):
-            self._continue(run_id, request, config)
+            self._continue_if_allowed(run_id, request, config)
         if not status.finished:  # after the start of the other run, so that its submitter always finds it
             self.control.stop(run_id)
         forget_process(self.state, run_id)
         self._ended.add(run_id)
+
+    def _continue_if_allowed(self, run_id: int, request: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        """Continue a run, unless its person may not start runs any more, e.g. because the token was revoked."""
+        person = str(config.get(PERSON_KEY, ""))
+        if self.may_submit(person):
+            return self._continue(run_id, request, config)
+        name, who = (plain_line(text, max_length=200) for text in (str(request["folder"]), person))
+        self.report(f"run {name} was interrupted; it does not resume, because {who} may not start runs any more")
+        fields = {"run": str(config.get(NAME_KEY, "")), "number": str(run_id), "person": person, "folder": name}
+        AuditLog(self.state).append("run.not_resumed", **fields, reason="the person may not start runs")
 
     def _continue(self, run_id: int, request: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         folder = self.runs / str(request["folder"])

@@ -43,7 +43,12 @@ from fedlearn.deploy.coordinator_side.admission import Admission
 from fedlearn.deploy.coordinator_side.app_bundle import EXIT_MARKER, NAME_KEY, PERSON_KEY, REQUEST_KEY
 from fedlearn.deploy.coordinator_side.connections import connections_of
 from fedlearn.deploy.coordinator_side.environment import NODES_ENV, RUNS_ENV, STATE_ENV
-from fedlearn.deploy.coordinator_side.ownership import DEPLOYMENT_FILE, require_outside_runs, require_owner
+from fedlearn.deploy.coordinator_side.ownership import (
+    DEPLOYMENT_FILE,
+    require_outside_runs,
+    require_owner,
+    require_submitter,
+)
 from fedlearn.deploy.coordinator_side.remote_scenario import remote_scenario
 from fedlearn.deploy.coordinator_side.run_audit import audited
 from fedlearn.deploy.coordinator_side.run_process import process_file
@@ -134,6 +139,7 @@ def execute(request: Mapping[str, Any], grid: Grid, run_id: int, runs: Path) -> 
         FedlearnError: See `fedlearn.runner.start.run` and `fedlearn.runner.resume.resume`.
     """
     folder = _folder_in(runs, request["folder"])
+    require_submitter(str(request.get(PERSON_KEY) or ""))
     if request["do"] == "resume":
         require_owner(folder, request.get(PERSON_KEY))
         _print_folder(folder, runs)

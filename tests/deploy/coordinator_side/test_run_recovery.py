@@ -3,11 +3,13 @@
 import json
 import os
 import time
+from functools import partial
 
 import pytest
 
 pytest.importorskip("flwr", reason="the extra flower is not installed")
 
+from fedlearn.deploy.audit_log import read_events
 from fedlearn.deploy.connectivity import ConnectionProblem
 from fedlearn.deploy.coordinator_side import run_process, run_recovery
 from fedlearn.deploy.coordinator_side.app_bundle import NAME_KEY, PERSON_KEY, REQUEST_KEY
@@ -15,6 +17,7 @@ from fedlearn.deploy.coordinator_side.control_api import RunStatus
 from fedlearn.deploy.coordinator_side.ownership import DEPLOYMENT_FILE
 from fedlearn.deploy.coordinator_side.run_recovery import MAX_AGE_S, MAX_ATTEMPTS, RunRecovery
 from fedlearn.deploy.coordinator_side.submissions import Submission, Submissions
+from fedlearn.deploy.persons import add_person, may_submit, revoke_person
 
 DEAD = 2**22 + 1  # above the largest process id
 RUN = {"do": "run", "folder": "heart/run", "settings": {"rounds": 5}, "chosen": True, "width": 80}
@@ -59,7 +62,7 @@ def place(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (folder / DEPLOYMENT_FILE).write_text("{}")
     control, lines = Control(tmp_path), []
-    return control, RunRecovery(control, tmp_path, tmp_path / "runs", lines.append), tmp_path, lines
+    return control, RunRecovery(control, tmp_path, tmp_path / "runs", report=lines.append), tmp_path, lines
 
 
 def write_process(state, run_id, process):
@@ -127,6 +130,35 @@ def test_a_run_that_a_person_has_asked_to_stop_is_not_resumed(place):
     recovery.check()
     assert len(control.runs) == 1
     assert control.stopped == [run]
+
+
+@pytest.mark.parametrize("change", ["revoked", "viewer", "removed", "damaged"])
+def test_a_run_of_a_person_who_may_start_no_runs_is_not_resumed(place, change):
+    control, recovery, state, lines = place
+    path = state / "persons.json"
+    for name in ("alice", "bob"):
+        add_person(path, name, "submitter")
+    recovery.may_submit = partial(may_submit, path)
+    runs = [control.add(RUN, RunStatus("running"), person) for person in ("alice", "bob")]
+    for run in runs:
+        write_process(state, run, DEAD)
+    if change == "revoked":
+        revoke_person(path, "alice")
+    elif change == "damaged":
+        path.write_text("{")
+    else:
+        listed = json.loads(path.read_text())["persons"]
+        kept = {"viewer": [{**listed[0], "role": "viewer"}, listed[1]], "removed": listed[1:]}[change]
+        path.write_text(json.dumps({"persons": kept}))
+    recovery.check()
+    assert control.stopped == runs
+    resumed = {control.request(run).get("continues") for run in control.runs} - {None}
+    assert resumed == (set() if change == "damaged" else {runs[1]})
+    assert "alice may not start runs any more" in lines[0]
+    assert [line["person"] for line in read_events(state)][:1] == ["alice"]
+    recovery.check()
+    recovery.recover_all()
+    assert runs[0] not in {control.request(run).get("continues") for run in control.runs}
 
 
 def test_after_a_restart_of_the_machine_each_run_has_one_successor(place):
