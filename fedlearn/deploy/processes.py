@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ PR_SET_PDEATHSIG = 1  # option of prctl(2)
 LIBC = ctypes.CDLL(None)  # loaded at import, because the loader may be locked after a fork
 MAX_RESTARTS = 5  # a process with more restarts within the window has a permanent fault
 RESTART_WINDOW_S = 60.0  # seconds
+MAX_LOG_BYTES = 64 * 2**20  # size of a log, after which it starts again; the last one stays as NAME.1
 
 
 class ChildError(FedlearnError):
@@ -161,6 +163,18 @@ class Child:
                 return log.read().decode("utf-8", "replace")
         except OSError:
             return ""
+
+    def limit_log(self, max_bytes: int = MAX_LOG_BYTES) -> None:
+        """Move the contents of a large log to ``NAME.1``, in place of the last one. The process appends to the rest.
+
+        A line that the process writes at this moment can be lost.
+        """
+        with suppress(OSError):  # a full disk must not end the other work of this process
+            if self.log.stat().st_size > max_bytes:
+                with self.log.open("rb") as log, self.log.with_name(f"{self.log.name}.1").open("wb") as last:
+                    shutil.copyfileobj(log, last)
+                os.truncate(self.log, 0)
+                self._log_start = 0
 
     def output_tail(self, num_lines: int = 12) -> str:
         """Return the last lines of the output, indented and without control characters, and the path of the log."""

@@ -60,6 +60,8 @@ class Watch:
     def check(self) -> None:
         """Test the part, print a line about a change, and restart its process if it has ended or does not work."""
         now = time.monotonic()
+        if self.child is not None:
+            self.child.limit_log()
         if self.child is not None and self.child.exit_code is not None:
             self._after_end(self.child, now)
             return

@@ -37,6 +37,7 @@ class RefusalCode(StrEnum):
     SCENARIO = "scenario"
     STRATEGY = "strategy"
     BUSY = "busy"
+    DISK = "disk"
     WITHHELD = "withheld"
     INTERNAL = "internal"
     CONNECTION = "connection"  # the coordinator itself states this code, for a node without a response
@@ -60,6 +61,7 @@ class RefusalCode(StrEnum):
 _STAGES = {
     **dict.fromkeys((RefusalCode.REQUEST, RefusalCode.BUSY, RefusalCode.CLIENT_STATE), FailureStage.REQUEST),
     **dict.fromkeys((RefusalCode.SCENARIO, RefusalCode.STRATEGY, RefusalCode.INTERNAL), FailureStage.NODE),
+    RefusalCode.DISK: FailureStage.NODE,
     RefusalCode.CONNECTION: FailureStage.NODE,
 }
 _LOG = "ask the operator of the node for the log line with this reference"
@@ -104,6 +106,7 @@ SENTENCES = {  # code -> problem, and one thing to try
     RefusalCode.SCENARIO: ("the node cannot build the scenario with its data", _LOG),
     RefusalCode.STRATEGY: ("the node cannot build the strategy or its privacy mechanism", _LOG),
     RefusalCode.BUSY: ("the node is still busy with an earlier request", "try a longer engine.deadline"),
+    RefusalCode.DISK: ("the disk of the node is almost full", "ask the operator of the node to free space on it"),
     RefusalCode.WITHHELD: ("the response has values that the policy of the node withholds", _LOG),
     RefusalCode.INTERNAL: ("the request failed at the node", _LOG),
 }

@@ -101,3 +101,16 @@ def test_the_output_of_a_process_cannot_control_the_terminal(tmp_path):
     log = tmp_path / "log"
     log.write_text("first\n\x1b[2Jlast\r\x07\n")
     assert Child("x", ["true"], log).output_tail(1) == f"    [2Jlast\n  see       {log}"
+
+
+def test_the_logs_of_a_process_have_a_bounded_size_and_keep_the_newest_lines(tmp_path):
+    child = Child("a part", ["true"], tmp_path / "log")
+    with child.log.open("ab", buffering=0) as output:  # as the process has it
+        for number in range(2000):
+            output.write(b"line %04d\n" % number)
+            child.limit_log(max_bytes=2000)
+            assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 2 * 2010
+    assert {path.name for path in tmp_path.iterdir()} == {"log", "log.1"}
+    newest = (tmp_path / "log.1").read_text() + child.log.read_text()
+    assert newest.splitlines() == [f"line {number:04d}" for number in range(2000)][-newest.count("\n") :]
+    assert "line 1999" in child.output_tail()

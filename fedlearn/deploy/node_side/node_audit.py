@@ -19,11 +19,13 @@ from fedlearn.core.plain_text import plain_line
 from fedlearn.core.records import Failure
 from fedlearn.core.serialization import Payload
 from fedlearn.deploy.audit_log import AuditLog
+from fedlearn.deploy.node_side.disk_limits import RefusalLines
 from fedlearn.deploy.node_side.policy import Policy
 from fedlearn.deploy.node_side.query_log import digest_of
 from fedlearn.protocol.refusals import Refusal
 
 HELLO = "hello"  # kind of the first request of a run
+UNREADABLE = "request"  # code of the refusal of a message that is no request
 MAX_NAMES = 40  # names of fields and arrays in a line
 # fields of a request that determine the response
 ORDER_FIELDS = ("kind", "run", "round", "layout", "clients", "state_rounds", "settings", "content", "shared")
@@ -38,7 +40,7 @@ class NodeAudit:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.log = AuditLog(folder)
+        self.log, self._refusals = AuditLog(folder), RefusalLines()
 
     def record(
         self,
@@ -54,6 +56,8 @@ class NodeAudit:
     ) -> None:
         """Write a line for a request and its response.
 
+        Beyond a number of refusals per hour, refusals get no line. The next line has their number for each code.
+
         Args:
             order: `ORDER_FIELDS` of the request.
             content: content of the response that is about to leave.
@@ -62,11 +66,13 @@ class NodeAudit:
             refusal: reason for a response without results.
             policy: policy in force.
             epsilon: largest privacy loss of a client so far, over all runs; None if the node has no ledger.
-            data: digest of names, sizes and times of the data files in use; empty if they are unknown.
+            data: digest of the data files in use, see `DataFiles.digest`; empty if they are unknown.
 
         Raises:
             OSError: The line cannot be written. Then the response must not leave.
         """
+        if refusal and not self._refusals.allows(str(refusal.code)):
+            return
         fields: dict[str, Any] = {
             "run": order["run"],
             "kind": str(order["kind"]),
@@ -75,13 +81,14 @@ class NodeAudit:
             "settings_sha256": digest_of(order["settings"]),
             "order_sha256": order_digest(order),
             "policy_sha256": policy_digest(policy),
-            "data_sha256": data,
+            "data_digest": data,
             "epsilon": epsilon,
         }
         if isinstance(privacy := order["settings"].get("privacy"), Mapping):
             fields["privacy"] = str(privacy.get("name"))
         if order["kind"] == HELLO:
             fields |= _origin(order["content"].metadata) | {"settings": _summary(order["settings"])}
+        fields |= self._refusals.take_omitted()
         if refusal:
             self.log.append("request.refused", **fields, code=str(refusal.code), reference=refusal.reference, sent={})
         else:
@@ -90,7 +97,9 @@ class NodeAudit:
 
     def record_unreadable(self, reference: str) -> None:
         """Write a line for a message that is no request."""
-        self.log.append("request.refused", code="request", reference=reference, sent={})
+        if self._refusals.allows(UNREADABLE):
+            fields = {"code": UNREADABLE, "reference": reference, "sent": {}}
+            self.log.append("request.refused", **fields, **self._refusals.take_omitted())
 
     def record_start(self, *, policy: Policy, clients: tuple[int, ...], version: str) -> None:
         """Write a line for the start of the trainer, with the policy in force."""

@@ -25,6 +25,7 @@ from fedlearn.core.records import (
 )
 from fedlearn.core.serialization import Payload, WireError, require_vector
 from fedlearn.deploy.node_side.client_states import ClientStateError, ClientStates, check_run_name
+from fedlearn.deploy.node_side.disk_limits import has_room
 from fedlearn.deploy.node_side.experiment import ExperimentBuilder, NodeConfig
 from fedlearn.deploy.node_side.gate import AllowedContent, allowed_content, check_response
 from fedlearn.deploy.node_side.local_clients import LocalClients, with_reported_counts
@@ -64,8 +65,8 @@ class NodeService:
 
     Guarantees:
         `respond` and `respond_to_bytes` never raise. Each response passes `fedlearn.deploy.node_side.gate`, and is in
-        the audit log on disk before it leaves. A refusal
-        has a code and a reference. Its details stay in the log of the node, unless they cannot depend on data.
+        the audit log on disk before it leaves. A refusal has a code and a reference. Its details stay in the log of the
+        node, unless they cannot depend on data. No number of requests fills the disk: some space always stays free.
     """
 
     def __init__(self, config: NodeConfig, policy: Policy | PolicyFile, client_states: ClientStates) -> None:
@@ -118,6 +119,8 @@ class NodeService:
             if not self._lock.acquire(timeout=LOCK_TIMEOUT_S):
                 raise NodeRefusal(RefusalCode.BUSY)
             try:
+                if not has_room(self.client_states.folder):
+                    raise NodeRefusal(RefusalCode.DISK, f"the disk of {self.client_states.folder} is almost full")
                 self._use_current_policy()
                 policy = self.policy
                 _check_run_name(request.run)

@@ -1,7 +1,9 @@
 """A node writes each request and each response to its audit log before the response leaves; no value enters it."""
 
 import json
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +12,11 @@ from needs import needs
 
 from fedlearn.core import Request
 from fedlearn.core.serialization import Payload
+from fedlearn.deploy import audit_log
 from fedlearn.deploy.audit_log import read_events, verify
 from fedlearn.deploy.history import main as history
 from fedlearn.deploy.history import summarize_runs
+from fedlearn.deploy.node_side import disk_limits
 from fedlearn.deploy.node_side.node_audit import ORDER_FIELDS, order_digest, policy_digest
 from fedlearn.protocol.messages import RequestKind
 from fedlearn.protocol.training_order import pack_order
@@ -53,6 +57,40 @@ def test_a_refusal_has_its_code_and_sends_nothing(clinic, events):
     assert line["reference"] == response.refusal.reference
     assert site.node.respond_to_bytes(b"no request")
     assert events(site)[-1]["code"] == "request"
+
+
+def test_no_number_of_refused_requests_fills_the_disk(clinic, events, monkeypatch):
+    site = clinic(policy={"max_rounds": 1})
+    site.fit(round=1)
+    before = len(events(site))
+    for _ in range(200):
+        assert site.fit(round=2).refusal.code == "policy"
+        assert site.node.respond_to_bytes(b"no request")
+    lines = events(site)[before:]
+    assert len(lines) == 100
+    assert {line["event"] for line in lines} == {"request.refused"}
+    now = time.monotonic()
+    monkeypatch.setattr(audit_log.time, "monotonic", lambda: now + 3601.0)
+    assert site.fit(round=2).refusal
+    assert events(site)[-1]["omitted_refusals"] == {"policy": 150, "request": 150}
+    assert site.fit(round=2).refusal
+    assert "omitted_refusals" not in events(site)[-1]
+    assert verify(site.node.client_states.folder).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("total", "free", "is_refused"),
+    [(2**40, 2**27, True), (2**40, 2**29, False), (10**6, 6 * 10**4, False), (10**6, 10**4, True)],
+)
+def test_requests_leave_some_space_on_the_disk_of_a_node(clinic, events, monkeypatch, total, free, is_refused):
+    site = clinic()
+    monkeypatch.setattr(disk_limits.shutil, "disk_usage", lambda folder: SimpleNamespace(total=total, free=free))
+    for name in (lambda: site.fit(round=1), lambda: site.evaluate(None, round=1)):
+        response = name()
+        assert (response.refusal is not None and response.refusal.code == "disk") == is_refused
+    folder = site.node.client_states.folder
+    written = {path.name for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")}
+    assert (written == {"audit.jsonl", "audit_head.json"}) == is_refused
 
 
 def test_nothing_leaves_without_a_line(clinic, monkeypatch):
