@@ -22,7 +22,7 @@ from fedlearn.errors import FedlearnError
 PLACES = ("", "client_states")  # folders of the log in a state folder: of the coordinator, of a node
 COLUMNS = (
     *("run", "person", "folder", "started", "ended", "outcome", "strategy", "privacy", "rounds", "num_requests"),
-    *("num_refused", "bytes_sent", "epsilon", "policy_sha256", "data_sha256"),
+    *("num_refused", "bytes_sent", "epsilon", "policy_sha256", "data_digest"),
 )
 TABLE_COLUMNS = ("run", "person", "started", "outcome", "strategy", "privacy", "rounds", "bytes_sent", "epsilon")
 
@@ -130,7 +130,7 @@ def summarize_runs(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _add_line(row: dict[str, Any], line: Mapping[str, Any]) -> None:
     row["started"], row["ended"] = row["started"] or line["time"], line["time"]
-    for name in ("person", "folder", "epsilon", "policy_sha256", "data_sha256", "rounds"):
+    for name in ("person", "folder", "epsilon", "policy_sha256", "data_digest", "rounds"):
         row[name] = line.get(name) or row[name]
     options, privacy = _options(line.get("settings"))
     row["strategy"] = options or row["strategy"]

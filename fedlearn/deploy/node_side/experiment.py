@@ -78,7 +78,7 @@ class ExperimentBuilder:
             self._files.forget()
 
     def data_digest(self) -> str:
-        """Return a digest of names, sizes and times of change of the data files in use; empty without files."""
+        """Return a digest of the data files in use; empty without files. See `DataFiles.digest`."""
         return self._files.digest()
 
     def strategy(
@@ -125,6 +125,7 @@ class ExperimentBuilder:
     def _cached(self, group: str, settings: Mapping[str, Any], kind: type[Any]) -> Any:
         key = f"{group} {json.dumps(settings, sort_keys=True)}"
         if key not in self._built:
+            before = self._files.versions() if group == "scenario" else {}
             with recorded() as opened:
                 part = build(dict(settings), group, allow=self.policy.registry.modules)
             if not isinstance(part, kind):
@@ -133,5 +134,5 @@ class ExperimentBuilder:
                 del self._built[next(iter(self._built))]
             self._built[key] = part
             if group == "scenario":
-                self._files.remember(opened)
+                self._files.remember(before, opened)
         return self._built[key]
