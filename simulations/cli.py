@@ -38,6 +38,7 @@ COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {  # title -> command ->
         "deploy coordinator": ("fedlearn.deploy.coordinator", "run the coordinator"),
         "deploy node": ("fedlearn.deploy.node", "run a node with its data"),
         "deploy trainer": ("fedlearn.deploy.trainer", "run the trainer of a node apart"),
+        "deploy check": ("fedlearn.deploy.check", "check that a coordinator, a node or a trainer works"),
         "deploy policy": ("fedlearn.deploy.node_side.policy", "print an example of a node's policy"),
         "deploy submit": ("fedlearn.deploy.submit", "run, resume or follow an experiment at the nodes"),
         "deploy status": ("fedlearn.deploy.status", "show the nodes and runs of a federation"),

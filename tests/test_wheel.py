@@ -17,7 +17,7 @@ import fedlearn
 ROOT = Path(fedlearn.__file__).parents[1]
 PACKAGES = ("fedlearn", "strategies", "simulations")
 SOURCES = (*PACKAGES, "conf", "pyproject.toml", "setup.py", "README.md", "LICENSE")
-DATA = ("README.md", "py.typed", "*.html", "*.service", "Containerfile.*")
+DATA = ("README.md", "py.typed", "*.html", "*.service")
 SCRIPT = "import sys; from simulations.cli import main; sys.exit(main())\n"  # as pip writes it
 QUICK = ("scenario=diabetes", "rounds=1", "report=false", "hydra.run.dir=run")
 

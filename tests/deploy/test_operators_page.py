@@ -14,7 +14,7 @@ from fedlearn.deploy import coordinator, keys, node, submit, trainer
 
 FOLDER = Path(fedlearn.deploy.__file__).parent
 PAGE = (FOLDER / "README.md").read_text(encoding="utf-8")
-READERS = ("cancel", "fetch", "history", "logs", "runs", "status")
+READERS = ("cancel", "check", "fetch", "history", "logs", "runs", "status")
 UNITS = sorted((FOLDER / "units").glob("*.service"))
 
 

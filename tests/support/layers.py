@@ -27,6 +27,7 @@ TABLE = {
     "tests/deploy/test_processes": "process",
     "tests/deploy/test_chaos": "process",
     "tests/deploy/test_deployment": "process",
+    "tests/deploy/test_containers": "docs",
     "tests/deploy/test_run_log": "framework",
     "tests/deploy/test_sites_of_a_deployment": "process",
     "tests/deploy/test_rehearse": "process",
