@@ -16,7 +16,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from fedlearn.runner.compose import compose
-from fedlearn.runner.config import build_plan
+from fedlearn.runner.plan import build_plan
 from fedlearn.runner.start import parse_args
 
 ROOT = Path(__file__).parents[1]

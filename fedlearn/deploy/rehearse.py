@@ -32,7 +32,7 @@ from fedlearn.runner.builders import SCENARIO_GROUPS
 from fedlearn.runner.compat import command_line_parser
 from fedlearn.runner.compose import Job
 from fedlearn.runner.conf_files import OPTION_GROUPS
-from fedlearn.runner.config import rebuild_scenario
+from fedlearn.runner.instantiation import rebuild_scenario
 from fedlearn.runner.named_settings import user_builders
 from fedlearn.runner.registry import installed_registry
 from fedlearn.runner.run_config import config_to_dict

@@ -18,9 +18,9 @@ from fedlearn.engines.deployed import grid
 from fedlearn.runner.callbacks import build_callbacks
 from fedlearn.runner.compat import command_line_parser
 from fedlearn.runner.compose import Job, compose
-from fedlearn.runner.config import build_plan
 from fedlearn.runner.dry_run import refuse_dry_run
 from fedlearn.runner.named_settings import name_settings, resolve_settings, user_builders
+from fedlearn.runner.plan import build_plan
 from fedlearn.runner.registry import Registry, installed_registry
 from fedlearn.runner.run_config import config_to_dict
 from fedlearn.runner.start import main as simulate

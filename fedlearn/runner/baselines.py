@@ -24,7 +24,7 @@ from fedlearn.core.schedules import over_whole_run
 from fedlearn.engines.base import split_into_blocks
 from fedlearn.loop.scenario import in_target_unit, judge
 from fedlearn.loop.training_loop import select_evaluation_clients
-from fedlearn.runner.config import Experiment
+from fedlearn.runner.experiment import Experiment
 
 BLOCK_SIZE = 64  # clients per block that train their local models at once
 log = logging.getLogger(__name__)

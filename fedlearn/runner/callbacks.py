@@ -15,7 +15,7 @@ from fedlearn.callbacks.run_files import RunFiles
 from fedlearn.errors import SettingError, require
 from fedlearn.runner.builders import check_targets, find_target
 from fedlearn.runner.compose import CONF_DIR
-from fedlearn.runner.config import allowed_modules, build
+from fedlearn.runner.instantiation import allowed_modules, build
 from fedlearn.runner.run_config import REFERENCE
 
 CALLBACKS = "callbacks"

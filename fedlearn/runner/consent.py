@@ -30,7 +30,7 @@ def allowed_by_environment() -> tuple[str, ...]:
 
 
 def listed_modules(settings: Mapping[str, Any] | DictConfig) -> list[str]:
-    """Return the modules in ``allow_targets``; `fedlearn.runner.config.allowed_modules` refuses other values."""
+    """Return the modules in ``allow_targets``; `fedlearn.runner.instantiation.allowed_modules` refuses other values."""
     modules = OmegaConf.to_container(OmegaConf.create({"modules": settings.get("allow_targets") or []}), resolve=True)
     listed = modules["modules"] if isinstance(modules, dict) else []
     return [str(module) for module in (listed if isinstance(listed, list) else [listed])]

@@ -20,7 +20,7 @@ from fedlearn.core.records import ClientId, ClientWork, Request, ServerState
 from fedlearn.errors import require
 from fedlearn.loop.protocols import Trainer
 from fedlearn.loop.training_loop import sorted_client_ids
-from fedlearn.runner.config import Experiment
+from fedlearn.runner.experiment import Experiment
 from fedlearn.trainers.contract import list_names
 
 MEASURED_STEPS = 3  # local steps that estimate the duration of training

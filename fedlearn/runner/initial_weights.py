@@ -20,7 +20,7 @@ from fedlearn.core.records import ServerState
 from fedlearn.errors import CheckpointError, FedlearnError, SettingError
 from fedlearn.loop.protocols import Trainer
 from fedlearn.loop.training_loop import start
-from fedlearn.runner.config import Experiment
+from fedlearn.runner.experiment import Experiment
 from fedlearn.runner.run_folder import CONFIG_FILE
 
 EXPECTED = "a run folder, or a .safetensors file in the format of python -m simulations.export"

@@ -29,7 +29,7 @@ from fedlearn.data.preprocessing import Preprocessing
 from fedlearn.errors import SettingError
 from fedlearn.loop.scenario import Network, Scenario
 from fedlearn.runner.builders import find_target
-from fedlearn.runner.config import Experiment
+from fedlearn.runner.experiment import Experiment
 from fedlearn.runner.run_folder import CONFIG_FILE, RunFolderError
 from fedlearn.runner.user_code import find_task
 

@@ -13,7 +13,8 @@ from fedlearn.core.records import ClientId
 from fedlearn.errors import DataError, FedlearnError, require
 from fedlearn.loop.protocols import Trainer
 from fedlearn.runner.builders import find_target
-from fedlearn.runner.config import build, build_scenario
+from fedlearn.runner.experiment import build_scenario
+from fedlearn.runner.instantiation import build
 from fedlearn.runner.model_folder import ModelDescription
 from fedlearn.runner.parts import OBJECT_TARGET
 from fedlearn.runner.run_config import read_run_config

@@ -22,8 +22,8 @@ from fedlearn.core.layout import Layout
 from fedlearn.core.records import ClientId, ServerState, State
 from fedlearn.errors import CheckpointError, FedlearnError, SettingError, require
 from fedlearn.loop.local_training import personal_model
-from fedlearn.runner.config import build_plan
 from fedlearn.runner.model_folder import ModelDescription
+from fedlearn.runner.plan import build_plan
 from fedlearn.runner.run_config import read_run_config
 
 GLOBAL = "global"  # value of client for the global model, if no client has this name

@@ -18,10 +18,11 @@ from fedlearn.loop.scenario import Scenario
 from fedlearn.privacy.mechanisms.base import Mechanism
 from fedlearn.runner.compat import command_line_parser
 from fedlearn.runner.compose import Job, compose, with_custom_targets
-from fedlearn.runner.config import allowed_modules, build_plan
 from fedlearn.runner.dry_run import refuse_dry_run
 from fedlearn.runner.engines import require_in_process
+from fedlearn.runner.instantiation import allowed_modules
 from fedlearn.runner.parts import KINDS, Parts, object_settings
+from fedlearn.runner.plan import build_plan
 from fedlearn.runner.python_settings import override_texts
 from fedlearn.runner.resume import resume as resume_run
 from fedlearn.runner.rounds import RunOutcome

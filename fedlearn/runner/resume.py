@@ -20,11 +20,12 @@ from fedlearn.core.records import ServerState
 from fedlearn.errors import FedlearnError, did_you_mean
 from fedlearn.runner.callbacks import build_callbacks
 from fedlearn.runner.compat import parse_override
-from fedlearn.runner.config import Experiment, build_plan
 from fedlearn.runner.environment import set_environment
+from fedlearn.runner.experiment import Experiment
 from fedlearn.runner.initial_weights import first_state
 from fedlearn.runner.ledger_file import LedgerFile
 from fedlearn.runner.model_folder import with_declared_model, write_model_folder
+from fedlearn.runner.plan import build_plan
 from fedlearn.runner.rounds import RunOutcome, run_rounds
 from fedlearn.runner.run_config import read_run_config, write_run_config
 from fedlearn.runner.run_description import build_run_info

@@ -31,8 +31,8 @@ from fedlearn.loop.scenario import judge
 from fedlearn.loop.training_loop import federate
 from fedlearn.runner.baselines import train_baselines
 from fedlearn.runner.callbacks import REQUIRED
-from fedlearn.runner.config import Experiment
 from fedlearn.runner.evaluation import write_evaluation
+from fedlearn.runner.experiment import Experiment
 from fedlearn.runner.interrupt import Interrupt
 from fedlearn.runner.ledger_file import LedgerFile
 from fedlearn.runner.run_folder import RunFolderWriteError

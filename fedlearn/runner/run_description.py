@@ -16,7 +16,7 @@ from fedlearn.callbacks.run_info import RunInfo
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.threads import available_cores
 from fedlearn.loop.scenario import Scenario
-from fedlearn.runner.config import Experiment
+from fedlearn.runner.experiment import Experiment
 from fedlearn.runner.run_config import config_to_dict
 from fedlearn.runner.run_mode import RunMode
 

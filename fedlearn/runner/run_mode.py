@@ -12,8 +12,9 @@ from omegaconf import DictConfig
 from fedlearn.callbacks.console import Console
 from fedlearn.callbacks.formatting import relative_path
 from fedlearn.core.command_line import as_called
-from fedlearn.runner.config import Experiment, Plan, build_experiment
+from fedlearn.runner.experiment import Experiment, build_experiment
 from fedlearn.runner.parts import NO_PARTS, Parts
+from fedlearn.runner.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

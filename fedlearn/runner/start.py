@@ -25,12 +25,12 @@ from fedlearn.runner.builders import BuildError
 from fedlearn.runner.callbacks import build_callbacks
 from fedlearn.runner.compat import command_line_parser, parse_override, run_command_line
 from fedlearn.runner.compose import CONF_DIR, Job, compose, with_custom_targets
-from fedlearn.runner.config import Plan, build_plan
 from fedlearn.runner.dry_run import is_dry_run, print_dry_run, refuse_dry_run
 from fedlearn.runner.environment import set_environment
 from fedlearn.runner.evaluation.subgroups import require_subgroups
 from fedlearn.runner.initial_weights import first_state, require_source
 from fedlearn.runner.model_folder import with_declared_model, write_model_folder
+from fedlearn.runner.plan import Plan, build_plan
 from fedlearn.runner.rounds import RunOutcome, run_rounds
 from fedlearn.runner.run_config import write_run_config
 from fedlearn.runner.run_description import build_run_info

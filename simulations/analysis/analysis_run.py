@@ -22,10 +22,10 @@ from fedlearn.errors import FedlearnError
 from fedlearn.runner.builders import BuildError
 from fedlearn.runner.compat import command_line_parser
 from fedlearn.runner.compose import Job, compose
-from fedlearn.runner.config import Plan, build_plan
 from fedlearn.runner.dry_run import refuse_dry_run
 from fedlearn.runner.engines import require_in_process
 from fedlearn.runner.environment import set_environment
+from fedlearn.runner.plan import Plan, build_plan
 from fedlearn.runner.run_config import write_run_config
 from fedlearn.runner.run_folder import locked_run_folder, reserve_run_folder
 from fedlearn.runner.start import parse_args

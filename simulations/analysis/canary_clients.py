@@ -26,7 +26,8 @@ from fedlearn.privacy.audit import (
     is_gaussian,
 )
 from fedlearn.privacy.mechanisms.base import Population
-from fedlearn.runner.config import Experiment, Plan, build_experiment
+from fedlearn.runner.experiment import Experiment, build_experiment
+from fedlearn.runner.plan import Plan
 from simulations.analysis.analysis_run import AnalysisRun
 from simulations.analysis.audited_run import AuditedRun, MeasuredNoise, accounted_multiplier, measure_noise
 

@@ -30,7 +30,8 @@ from fedlearn.loop.scenario import Scenario
 from fedlearn.loop.training_loop import next_request, start
 from fedlearn.privacy.audit import Scores, is_gaussian
 from fedlearn.privacy.example_sensitivity import OUTLIER_SCALE, measure_sensitivity, sample_examples
-from fedlearn.runner.config import Plan, apply_privacy, build_scenario, build_scenario_engine
+from fedlearn.runner.experiment import apply_privacy, build_scenario, build_scenario_engine
+from fedlearn.runner.plan import Plan
 from simulations.analysis.analysis_run import AnalysisRun
 from simulations.analysis.audited_run import AuditedRun, accounted_multiplier, measure_noise
 

@@ -25,7 +25,8 @@ from fedlearn.errors import did_you_mean, is_count, is_number, require
 from fedlearn.loop.scenario import judge
 from fedlearn.loop.training_loop import federate, start
 from fedlearn.runner.compose import CONF_DIR
-from fedlearn.runner.config import build_experiment, build_plan
+from fedlearn.runner.experiment import build_experiment
+from fedlearn.runner.plan import build_plan
 from simulations.analysis.analysis_run import AnalysisRun, draw_with_style, save_results
 
 ATTACKS = ("none", "sign_flip", "gaussian", "label_flip", "alie", "inner_product", "min_max", "mimic", "backdoor")

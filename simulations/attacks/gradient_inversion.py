@@ -32,7 +32,7 @@ from fedlearn.privacy.gradient_inversion_attack import pearson_correlation
 from fedlearn.privacy.mechanisms import local as local_dp
 from fedlearn.privacy.mechanisms.base import Mechanism, none
 from fedlearn.privacy.secagg import masked_sum
-from fedlearn.runner.config import Experiment, build_experiment
+from fedlearn.runner.experiment import Experiment, build_experiment
 from simulations.analysis.analysis_run import AnalysisRun, draw_with_style, save_results, write_report_page
 from simulations.attacks.attacked_layers import AttackedLayers, find_layers
 from simulations.attacks.observed_updates import apply_mechanism, observe_updates

@@ -22,7 +22,7 @@ from fedlearn.errors import is_count, is_number, require
 from fedlearn.loop.scenario import Scenario
 from fedlearn.privacy.gradient_inversion_attack import Roc, confidence, lira, roc
 from fedlearn.privacy.mechanisms.base import Mechanism, none
-from fedlearn.runner.config import Experiment, build_experiment
+from fedlearn.runner.experiment import Experiment, build_experiment
 from simulations.analysis.analysis_run import AnalysisRun, draw_with_style, save_results, write_report_page
 from simulations.attacks.observed_updates import apply_mechanism, observe_updates
 

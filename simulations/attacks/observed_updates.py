@@ -15,7 +15,7 @@ from fedlearn.core.records import LocalSettings, Updates
 from fedlearn.errors import FedlearnError
 from fedlearn.loop.training_loop import next_request, start
 from fedlearn.privacy.mechanisms.base import Mechanism, Population
-from fedlearn.runner.config import Experiment
+from fedlearn.runner.experiment import Experiment
 
 CLIENT_SIDE_MECHANISMS = ("example", "local")  # mechanisms that protect a single update against the server
 

@@ -13,7 +13,8 @@ from fedlearn.errors import FedlearnError, SettingError
 from fedlearn.runner.callbacks import build_callbacks
 from fedlearn.runner.compose import compose
 from fedlearn.runner.conf_files import installed_options
-from fedlearn.runner.config import build_plan, build_scenario
+from fedlearn.runner.experiment import build_scenario
+from fedlearn.runner.plan import build_plan
 from fedlearn.runner.start import parse_args
 
 GROUPS = ("strategy", "privacy", "poisoning", "compress", "system", "partition")

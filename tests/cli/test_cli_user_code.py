@@ -9,7 +9,7 @@ import pytest
 
 from fedlearn.errors import SettingError
 from fedlearn.runner.builders import BuildError
-from fedlearn.runner.config import build
+from fedlearn.runner.instantiation import build
 from fedlearn.runner.start import main
 from simulations.resume import main as resume
 
@@ -132,10 +132,10 @@ def test_a_target_that_is_no_strategy_is_told(user_folder, capsys, strategy, phr
     [
         "os.system",
         "builtins.eval",
-        "fedlearn.runner.config.os.system",
+        "fedlearn.runner.instantiation.os.system",
         "fedlearn.core.checkpoint.os.remove",
-        "fedlearn.runner.config.build",
-        "fedlearn.runner.config.instantiate",
+        "fedlearn.runner.instantiation.build",
+        "fedlearn.runner.instantiation.instantiate",
         "fedlearn.runner.builders.import_module",
         "fedlearn.runner.start.Path",
         "fedlearn.runner.start.sys.exit",

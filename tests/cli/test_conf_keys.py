@@ -95,7 +95,7 @@ def test_every_flamby_experiment_composes_and_states_the_published_result(name):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF_DIR / "experiment").glob("*_dp*.yaml")))
 def test_every_private_experiment_can_be_planned_and_states_the_accuracy_to_expect(name):
-    from fedlearn.runner.config import build_plan
+    from fedlearn.runner.plan import build_plan
 
     assert build_plan(settings(f"experiment={name}")).privacy.kind in ("central", "example")
     assert "# Accuracy" in (CONF_DIR / "experiment" / f"{name}.yaml").read_text()

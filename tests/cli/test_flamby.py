@@ -9,7 +9,7 @@ from needs import needs
 from fedlearn import federate, judge, start
 from fedlearn.errors import DataError
 from fedlearn.runner.compose import compose
-from fedlearn.runner.config import build_experiment
+from fedlearn.runner.experiment import build_experiment
 from fedlearn.runner.start import parse_args
 
 needs("torch")

@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 from fedlearn.data.partition import PARTITIONS, as_partition
 from fedlearn.errors import DataError, SettingError
 from fedlearn.runner.compose import CONF_DIR, UsageError, compose
-from fedlearn.runner.config import build_plan, build_scenario
+from fedlearn.runner.experiment import build_scenario
+from fedlearn.runner.plan import build_plan
 from fedlearn.runner.run_config import config_from_dict, config_to_dict
 from fedlearn.runner.start import main, parse_args
 

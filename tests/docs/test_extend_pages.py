@@ -18,7 +18,7 @@ import pytest
 
 from fedlearn import Schedule, federate, serial, start
 from fedlearn.runner.compose import compose
-from fedlearn.runner.config import build_plan
+from fedlearn.runner.plan import build_plan
 from fedlearn.runner.start import parse_args
 from strategies import ditto
 

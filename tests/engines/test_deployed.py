@@ -14,7 +14,7 @@ from fedlearn import LocalSettings, Schedule, federate, judge, serial, stacked, 
 from fedlearn.algorithm import with_buffer_policy
 from fedlearn.core import checkpoint
 from fedlearn.errors import SettingError, TooManyFailures
-from fedlearn.runner.config import build
+from fedlearn.runner.instantiation import build
 from fedlearn.runner.registry import installed_registry
 from fedlearn.testing import LOCAL_SETTINGS
 from simulations.datasets.uci_heart import UCI_FILES

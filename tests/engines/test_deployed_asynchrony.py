@@ -7,7 +7,7 @@ from fedlearn import Schedule, federate, serial, start
 from fedlearn.core import checkpoint
 from fedlearn.errors import SettingError
 from fedlearn.loop import VirtualClockEngine, lognormal
-from fedlearn.runner.config import build
+from fedlearn.runner.instantiation import build
 from fedlearn.testing import LOCAL_SETTINGS
 
 pytest.importorskip("flwr", reason="the extra flower is not installed")

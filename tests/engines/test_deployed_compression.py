@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedlearn import LocalSettings, Schedule, federate, serial, start
-from fedlearn.runner.config import build
+from fedlearn.runner.instantiation import build
 
 pytest.importorskip("flwr")
 

@@ -10,7 +10,7 @@ from sample_messages import training_request
 from fedlearn import Schedule, federate, start
 from fedlearn.core import Failure
 from fedlearn.errors import FedlearnError, TooManyFailures
-from fedlearn.runner.config import build
+from fedlearn.runner.instantiation import build
 from fedlearn.runner.registry import installed_registry
 from fedlearn.testing import LOCAL_SETTINGS, LinearTrainer
 

@@ -11,7 +11,7 @@ from sample_messages import training_request
 
 from fedlearn import Schedule, federate, serial, start
 from fedlearn.errors import FedlearnError, TooManyFailures
-from fedlearn.runner.config import build
+from fedlearn.runner.instantiation import build
 from fedlearn.runner.registry import installed_registry
 from fedlearn.testing import LOCAL_SETTINGS
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedlearn import Schedule, federate, start
-from fedlearn.runner.config import build
+from fedlearn.runner.instantiation import build
 from fedlearn.testing import LOCAL_SETTINGS
 
 pytest.importorskip("flwr", reason="the extra flower is not installed")

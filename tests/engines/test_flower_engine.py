@@ -20,7 +20,7 @@ from fedlearn.core import Request
 from fedlearn.core.records import Failure
 from fedlearn.engines.flower import flower
 from fedlearn.engines.flower_simulation import SimulationError
-from fedlearn.runner.config import rebuild_scenario
+from fedlearn.runner.instantiation import rebuild_scenario
 
 needs("torch", reason="torch is not installed")
 

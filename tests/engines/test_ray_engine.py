@@ -40,7 +40,7 @@ from fedlearn.engines.ray.cluster import ClusterError, copy_arrays
 from fedlearn.errors import MissingExtra
 from fedlearn.privacy.mechanisms import central, local
 from fedlearn.privacy.mechanisms.base import Population
-from fedlearn.runner.config import rebuild_scenario
+from fedlearn.runner.instantiation import rebuild_scenario
 from fedlearn.runner.start import main
 from fedlearn.testing import LinearTrainer, linear_problem
 from fedlearn.testing.networks import HiddenLayerTrainer

@@ -10,7 +10,7 @@ import fedlearn.privacy
 from fedlearn.privacy.calculator import EXAMPLES
 from fedlearn.privacy.mechanisms import __all__ as mechanisms
 from fedlearn.runner.compose import compose
-from fedlearn.runner.config import build_plan
+from fedlearn.runner.plan import build_plan
 from fedlearn.runner.start import parse_args
 
 TEXT = (Path(fedlearn.privacy.__file__).parent / "README.md").read_text(encoding="utf-8")

@@ -6,7 +6,8 @@ import pytest
 from fedlearn import SettingError, federate, judge, start
 from fedlearn.algorithm import RootDataset
 from fedlearn.robust import with_root_dataset
-from fedlearn.runner.config import build_experiment, build_plan
+from fedlearn.runner.experiment import build_experiment
+from fedlearn.runner.plan import build_plan
 from fedlearn.testing import linear_problem
 
 

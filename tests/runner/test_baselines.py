@@ -11,7 +11,8 @@ from fedlearn.data.from_arrays import from_arrays
 from fedlearn.loop.scenario import Scenario
 from fedlearn.privacy.mechanisms.base import none
 from fedlearn.runner.baselines import train_baselines
-from fedlearn.runner.config import Experiment, Plan
+from fedlearn.runner.experiment import Experiment
+from fedlearn.runner.plan import Plan
 from fedlearn.testing import LinearTrainer
 from strategies import fedavg
 

@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 
 from fedlearn.errors import FedlearnError, SettingError
 from fedlearn.runner.compose import compose
-from fedlearn.runner.config import allowed_modules
 from fedlearn.runner.consent import ALLOW_ENV, require_consent
+from fedlearn.runner.instantiation import allowed_modules
 from fedlearn.runner.run_config import read_run_config, write_run_config
 from fedlearn.runner.start import main, parse_args
 

@@ -18,7 +18,8 @@ from fedlearn.loop.wrappers import EngineWrapper
 from fedlearn.privacy.audit import ObservingEngine
 from fedlearn.robust.poisoning import sign_flip
 from fedlearn.runner.compose import compose
-from fedlearn.runner.config import build_experiment, build_plan
+from fedlearn.runner.experiment import build_experiment
+from fedlearn.runner.plan import build_plan
 from fedlearn.runner.start import parse_args
 from fedlearn.testing import LOCAL_SETTINGS, LinearTrainer, linear_problem
 from strategies import fedavg

@@ -17,7 +17,7 @@ import fedlearn
 from fedlearn.errors import FedlearnError, SettingError
 from fedlearn.runner.builders import STRATEGY_PARTS, check_targets, find_target, is_library_builder
 from fedlearn.runner.conf_files import CONF_DIR, OPTION_GROUPS
-from fedlearn.runner.config import build
+from fedlearn.runner.instantiation import build
 from fedlearn.runner.registry import (
     FLOWER_STRATEGIES,
     GROUPS,
@@ -185,7 +185,7 @@ LOCAL = [
     ("scenario", {"_target_": "simulations.scenarios.heart.heart", "model": {"_target_": "simulations.run.main"}}),
     ("scenario", {"_target_": "simulations.scenarios.heart.heart", "seed": {"_target_": "strategies.fedavg"}}),
     ("scenario", {"_target_": "simulations.datasets.mnist.read_images", "path": "/etc"}),
-    ("privacy", {"_target_": "fedlearn.runner.config.build", "node": 1, "setting": "x"}),
+    ("privacy", {"_target_": "fedlearn.runner.instantiation.build", "node": 1, "setting": "x"}),
     ("privacy", {"_target_": "fedlearn.privacy.mechanisms.central", "clip_norm": {"_target_": "fedlearn.serial"}}),
     ("engine", {"_target_": "fedlearn.core.checkpoint.os.remove"}),
     ("callbacks.mine", {"_target_": "fedlearn.callbacks.report.write_report"}),

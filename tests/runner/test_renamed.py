@@ -11,7 +11,7 @@ import pytest
 
 from fedlearn.core.command_line import UsageError
 from fedlearn.runner.compose import compose
-from fedlearn.runner.config import build_plan
+from fedlearn.runner.plan import build_plan
 from fedlearn.runner.renames import RENAMED, new_name
 from fedlearn.runner.start import main, parse_args
 from simulations.privacy_attack import KINDS

@@ -13,7 +13,7 @@ import fedlearn
 from fedlearn.callbacks.run_history import read_history
 from fedlearn.data.preprocessing import Preprocessing
 from fedlearn.errors import DataError, FedlearnError, SettingError
-from fedlearn.runner.config import build_scenario
+from fedlearn.runner.experiment import build_scenario
 from fedlearn.runner.resume import resume
 from fedlearn.runner.run_config import read_run_config
 from fedlearn.runner.start import main as simulate
@@ -321,7 +321,9 @@ def test_a_changed_description_is_refused_in_three_lines(stages, tmp_path, new_r
         fedlearn.load(copy).predict(new_rows)
 
 
-@pytest.mark.parametrize("builder", ["os.system", "subprocess.run", "fedlearn.runner.config.build", "shutil.rmtree"])
+@pytest.mark.parametrize(
+    "builder", ["os.system", "subprocess.run", "fedlearn.runner.instantiation.build", "shutil.rmtree"]
+)
 def test_a_model_file_cannot_name_code_that_is_not_allowed(stages, tmp_path, new_rows, builder):
     copy = shutil.copytree(stages[1], tmp_path / "run")
     file = copy / "model" / "model.json"

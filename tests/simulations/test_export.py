@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from fedlearn.runner.config import build_scenario
+from fedlearn.runner.experiment import build_scenario
 from fedlearn.runner.run_config import read_run_config
 from fedlearn.runner.start import main as run_main
 from fedlearn.runner.trained_model import load_trained_model

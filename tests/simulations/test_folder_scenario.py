@@ -322,7 +322,8 @@ def test_noisy_statistics_need_public_bounds(clinics, left_out, setting):
 
 def protected_by(kind, scenario):
     from fedlearn.runner.compose import compose
-    from fedlearn.runner.config import apply_privacy, build_plan
+    from fedlearn.runner.experiment import apply_privacy
+    from fedlearn.runner.plan import build_plan
     from fedlearn.runner.start import parse_args
 
     words = ["strategy.weighting=equal"] if kind == "central" else []

@@ -518,7 +518,7 @@ def test_adapters_of_minilm_are_three_hundred_times_smaller_than_it(real):
 
 def test_the_recipe_composes_and_states_its_number():
     from fedlearn.runner.compose import CONF_DIR, compose
-    from fedlearn.runner.config import build_plan
+    from fedlearn.runner.plan import build_plan
     from fedlearn.runner.start import parse_args
 
     (job,) = compose(parse_args(["experiment=sst2"]))

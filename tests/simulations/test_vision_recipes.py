@@ -10,7 +10,7 @@ from hydra.utils import get_object
 
 from fedlearn.data.partition import partition_rows
 from fedlearn.runner.compose import CONF_DIR, compose
-from fedlearn.runner.config import build
+from fedlearn.runner.instantiation import build
 from fedlearn.runner.start import parse_args
 
 RECIPES = {

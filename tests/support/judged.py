@@ -10,8 +10,9 @@ from fedlearn.data.inputs import TableInputs
 from fedlearn.data.preprocessing import Preprocessing, Target
 from fedlearn.loop.scenario import Scenario
 from fedlearn.privacy.mechanisms.base import none
-from fedlearn.runner.config import Experiment, Plan
 from fedlearn.runner.evaluation import evaluate_final_model
+from fedlearn.runner.experiment import Experiment
+from fedlearn.runner.plan import Plan
 from fedlearn.testing import LinearTrainer
 from strategies import fedavg
 

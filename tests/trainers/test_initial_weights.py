@@ -16,7 +16,7 @@ from flax import linen  # noqa: E402
 from fedlearn.core.layout import default_initial_parameters  # noqa: E402
 from fedlearn.data.from_arrays import from_arrays  # noqa: E402
 from fedlearn.errors import SettingError  # noqa: E402
-from fedlearn.runner.config import build  # noqa: E402
+from fedlearn.runner.instantiation import build  # noqa: E402
 from fedlearn.trainers.base import FROM_MODULE, FROM_SEED  # noqa: E402
 from fedlearn.trainers.jax import JaxTrainer  # noqa: E402
 from fedlearn.trainers.torch import TorchTrainer  # noqa: E402

@@ -67,15 +67,9 @@ from fedlearn.engines.deployed import DeployedEngine
 from fedlearn.errors import require
 from fedlearn.protocol.sites import RunSites
 from fedlearn.runner.compose import Job
-from fedlearn.runner.config import (
-    Experiment,
-    Plan,
-    apply_privacy,
-    build_plan,
-    check_early_stop,
-    with_virtual_clock,
-)
+from fedlearn.runner.experiment import Experiment, apply_privacy, check_early_stop, with_virtual_clock
 from fedlearn.runner.named_settings import name_builder
+from fedlearn.runner.plan import Plan, build_plan
 from fedlearn.runner.registry import Registry
 from fedlearn.runner.resume import resume
 from fedlearn.runner.run_config import config_to_dict

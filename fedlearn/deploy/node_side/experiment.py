@@ -18,7 +18,7 @@ from fedlearn.deploy.node_side.masking_keys import MaskingKeys
 from fedlearn.deploy.node_side.policy import Policy
 from fedlearn.loop.scenario import Scenario
 from fedlearn.privacy.mechanisms.base import Mechanism, Population, none
-from fedlearn.runner.config import build
+from fedlearn.runner.instantiation import build
 from fedlearn.runner.protection import protect_strategy
 from fedlearn.runner.registry import parameter_types
 from fedlearn.runner.user_code import add_metrics

@@ -22,7 +22,6 @@ from fedlearn.core.records import ServerState
 from fedlearn.core.tasks import Task
 from fedlearn.data.preprocessing import Target
 from fedlearn.loop.scenario import Scenario
-from fedlearn.runner.config import Experiment
 from fedlearn.runner.evaluation.classification import classification_entries, constant_class, entries_from_counts
 from fedlearn.runner.evaluation.held_out import HeldOut, NotEvaluated, predict_held_out
 from fedlearn.runner.evaluation.importance import importance_entries
@@ -30,6 +29,7 @@ from fedlearn.runner.evaluation.regression import regression_entries
 from fedlearn.runner.evaluation.scores import MAX_CLASSES, estimates
 from fedlearn.runner.evaluation.subgroups import subgroup_entries
 from fedlearn.runner.evaluation.task_scores import scores_of
+from fedlearn.runner.experiment import Experiment
 
 MAX_EXAMPLES = 100_000  # with more, the bootstrap takes seconds, and its intervals are narrow
 MAX_SITES = 100

@@ -16,7 +16,7 @@ from fedlearn.errors import FedlearnError
 from fedlearn.loop.client_update import initial_client_state
 from fedlearn.loop.local_training import personal_model
 from fedlearn.loop.training_loop import select_evaluation_clients
-from fedlearn.runner.config import Experiment
+from fedlearn.runner.experiment import Experiment
 
 Predict = Callable[[np.ndarray], np.ndarray]
 

@@ -17,8 +17,8 @@ from fedlearn.core.records import Round
 from fedlearn.errors import FedlearnError
 from fedlearn.runner.compat import command_line_parser
 from fedlearn.runner.compose import Job, compose, with_custom_targets
-from fedlearn.runner.config import build_plan
 from fedlearn.runner.parts import Parts
+from fedlearn.runner.plan import build_plan
 from fedlearn.runner.run_mode import simulation_with
 from fedlearn.runner.start import run
 from fedlearn.runner.tuning.privacy_total import LEDGER_FILE

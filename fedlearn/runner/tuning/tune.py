@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 from fedlearn.callbacks.formatting import format_metric
 from fedlearn.errors import FedlearnError, require
 from fedlearn.privacy.mechanisms.base import Mechanism
-from fedlearn.runner.config import Plan, build_plan
 from fedlearn.runner.environment import set_environment
+from fedlearn.runner.plan import Plan, build_plan
 from fedlearn.runner.run_folder import free_name
 from fedlearn.runner.tuning.privacy_total import read_charges, total_privacy
 from fedlearn.runner.tuning.results import TuningResult, write_results

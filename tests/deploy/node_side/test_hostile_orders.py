@@ -45,7 +45,7 @@ TARGETS = (
     "fedlearn.deploy.keys.main",
     "fedlearn.deploy.processes.Child.start",
     "fedlearn.deploy.submit.compose_request",
-    "fedlearn.runner.config.build",
+    "fedlearn.runner.instantiation.build",
     "fedlearn.runner.builders.import_module",
     "fedlearn.core.checkpoint.os.remove",
     "fedlearn.algorithm.aggregation.np.save",
