@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fedlearn.advice import assignment
+from fedlearn.data.json_lines import json_text
 from fedlearn.data.tables import Table, check_header, text_cells, whole_numbers
 from fedlearn.errors import DataError, MissingExtra
 
@@ -60,7 +61,7 @@ def from_arrow(arrow_table: Any, name: str, *, ignored_columns: Sequence[str] = 
         first_row: number of its first row in the source.
 
     Raises:
-        DataError: the type of a column is not a number, text, date or boolean.
+        DataError: the type of a column is not a number, text, date, boolean or a list of texts.
     """
     wanted = [column for column in arrow_table.column_names if column not in ignored_columns]
     columns = {column: _from_arrow(name, column, arrow_table[column]) for column in wanted}
@@ -103,10 +104,22 @@ def _from_arrow(file: str, name: str, column: Any) -> np.ndarray:
         column, kind = column.cast(arrow.string()), arrow.string()
     if arrow.types.is_string(kind) or arrow.types.is_large_string(kind) or _is_string_view(kind):
         return text_cells("" if cell is None else cell for cell in column.to_pylist())
+    if _is_list_of_texts(kind):
+        return text_cells("" if cell is None else json_text(cell) for cell in column.to_pylist())
     raise DataError(
         f"{file}, column {name} holds {kind}\n  expected  numbers, text, dates or booleans\n"
         f"  try       {assignment('scenario.ignore', [name])}"
     )
+
+
+def _is_list_of_texts(kind: Any) -> bool:
+    """Return whether a cell is a list of texts or of records, e.g. the messages of a chat."""
+    import pyarrow as arrow
+
+    if not (arrow.types.is_list(kind) or arrow.types.is_large_list(kind)):
+        return False
+    inner = kind.value_type
+    return arrow.types.is_struct(inner) or arrow.types.is_string(inner) or arrow.types.is_large_string(inner)
 
 
 def _is_string_view(kind: Any) -> bool:

@@ -28,7 +28,9 @@ from fedlearn.data.inputs import (
     TextInputs,
     model_inputs,
 )
+from fedlearn.data.json_lines import is_json_lines, read_json_batches
 from fedlearn.data.levels import to_category
+from fedlearn.data.prompt_inputs import PromptInputs
 from fedlearn.data.tables import Table, check_header, is_table, read_table
 from fedlearn.data.text_files import read_text_batches
 from fedlearn.data.token_files import Sentence, read_sentences
@@ -79,7 +81,7 @@ def read_batches(
         )
     if path.suffix in (".npy", ".npz"):
         yield from _array_batches(path, inputs.input_shape, batch_size)
-    elif isinstance(inputs, TableInputs | TextColumnInputs):
+    elif isinstance(inputs, TableInputs | TextColumnInputs | PromptInputs):
         for table in read_table_batches(path, batch_size):
             x = inputs.transform(table, allow_unknown=allow_unknown, allow_missing=allow_missing)
             yield InputBatch(x=x, table=table)
@@ -107,9 +109,12 @@ def read_table_batches(file: Path, batch_size: int) -> Iterator[Table]:
     """
     if not is_table(file):
         read_table(file)  # raises the error for a file that is no table
-    parts = (
-        _parquet_batches(file, batch_size) if file.suffix.lower() == ".parquet" else read_text_batches(file, batch_size)
-    )
+    if is_json_lines(file):
+        parts = read_json_batches(file, batch_size)
+    elif file.suffix.lower() == ".parquet":
+        parts = _parquet_batches(file, batch_size)
+    else:
+        parts = read_text_batches(file, batch_size)
     first = next(parts, None)
     if first is None:
         raise DataError(f"{file.name} has no rows\n  advice    a file with one row per example")

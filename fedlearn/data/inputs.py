@@ -19,6 +19,7 @@ import numpy as np
 
 from fedlearn.data.column_types import Column
 from fedlearn.data.images import Depth
+from fedlearn.data.prompt_inputs import PromptInputs
 from fedlearn.data.subword_tokenizer import SubwordTokenizer
 from fedlearn.data.tables import Table, missing_column
 from fedlearn.data.text_tokenizers import CharacterEncoding, HashingTokenizer, WordPieceTokenizer
@@ -315,7 +316,16 @@ class ArrayInputs:
         return model_inputs(x, self.shape)
 
 
-Inputs = TableInputs | ImageInputs | TextInputs | TextColumnInputs | TokenInputs | CharacterInputs | ArrayInputs
+Inputs = (
+    TableInputs
+    | ImageInputs
+    | TextInputs
+    | TextColumnInputs
+    | TokenInputs
+    | CharacterInputs
+    | ArrayInputs
+    | PromptInputs
+)
 
 
 def model_inputs(x: np.ndarray, shape: tuple[int, ...], *, source: str = "the array") -> np.ndarray:

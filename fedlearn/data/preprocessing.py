@@ -31,6 +31,7 @@ from fedlearn.data.inputs import (
     TextColumnInputs,
     TextInputs,
 )
+from fedlearn.data.prompt_inputs import PromptInputs
 from fedlearn.data.subword_tokenizer import SubwordTokenizer
 from fedlearn.data.text_tokenizers import CharacterEncoding, HashingTokenizer, WordPieceTokenizer
 from fedlearn.data.token_inputs import TokenInputs
@@ -166,7 +167,16 @@ _KINDS: Mapping[str, type[Any]] = {
     "character encoding": CharacterEncoding,
     **{
         kind.kind: kind
-        for kind in (TableInputs, ImageInputs, TextInputs, TextColumnInputs, TokenInputs, CharacterInputs, ArrayInputs)
+        for kind in (
+            TableInputs,
+            ImageInputs,
+            TextInputs,
+            TextColumnInputs,
+            TokenInputs,
+            CharacterInputs,
+            ArrayInputs,
+            PromptInputs,
+        )
     },
     **{kind.kind: kind for kind in (HashingTokenizer, WordPieceTokenizer, SubwordTokenizer)},
 }

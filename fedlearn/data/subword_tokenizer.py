@@ -49,6 +49,10 @@ class SubwordTokenizer:
         """
         return self.inputs_of([encoding.ids for encoding in self.encodings(texts)])
 
+    def ids(self, text: str) -> list[int]:
+        """Return the token numbers of a text, without special tokens at its ends and without a cut."""
+        return list(_tokenizer(self.tokenizer_json, None).encode(text, add_special_tokens=False).ids) if text else []
+
     def count_cut(self, texts: Sequence[str]) -> int:
         """Return the number of texts that are longer than ``length``."""
         return sum(bool(encoding.overflowing) for encoding in self.encodings(texts))
@@ -72,7 +76,7 @@ class SubwordTokenizer:
 
 
 @lru_cache(maxsize=8)
-def _tokenizer(tokenizer_json: str, length: int) -> Any:
+def _tokenizer(tokenizer_json: str, length: int | None) -> Any:
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
@@ -81,9 +85,23 @@ def _tokenizer(tokenizer_json: str, length: int) -> Any:
         tokenizer = Tokenizer.from_str(tokenizer_json)
     except Exception as error:  # the library raises Exception itself
         raise DataError(f"the tokenizer cannot be read: {str(error)[:200]}\n  advice    download it again") from error
-    tokenizer.enable_truncation(length)
+    tokenizer.no_truncation()
+    if length is not None:
+        tokenizer.enable_truncation(length)
     tokenizer.no_padding()
     return tokenizer
+
+
+@lru_cache(maxsize=8)
+def tokenizer_of_template(tokenizer_json: str, chat_template: str, bos: str, eos: str) -> Any:
+    """Return a tokenizer of transformers that renders chats with a template."""
+    try:
+        from transformers import PreTrainedTokenizerFast
+    except ImportError as error:
+        raise MissingExtra("a chat template", "hf") from error
+    tokens = {name: token for name, token in (("bos_token", bos), ("eos_token", eos)) if token}
+    inner = _tokenizer(tokenizer_json, None)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, chat_template=chat_template, **tokens)
 
 
 def load_tokenizer(folder: Path, *, length: int) -> SubwordTokenizer:

@@ -1,4 +1,4 @@
-"""Hold tables of text and numbers, and read them from CSV, TSV and Parquet files.
+"""Hold tables of text and numbers, and read them from CSV, TSV, Parquet and JSON Lines files.
 
 An error names file, row and column, never the content of a cell, because a real node sends the message to the
 coordinator. Rows are counted as in a spreadsheet: the first line of a CSV file is row 1.
@@ -22,7 +22,7 @@ from fedlearn.data.levels import to_categories
 from fedlearn.errors import DataError, did_you_mean
 
 MAX_EXACT_INTEGER = 2**53  # float64 holds all whole numbers up to this size
-TABLE_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zip", ".tsv.zip", ".parquet")
+TABLE_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zip", ".tsv.zip", ".parquet", ".jsonl", ".jsonl.gz")
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def read_table(
     """Read a table from one file. The cells of a text file stay text.
 
     Args:
-        file: ``.csv`` or ``.tsv``, also compressed (``.gz``, ``.zip``), or ``.parquet``; see
-            `fedlearn.data.text_files` for the accepted forms of text.
+        file: ``.csv`` or ``.tsv``, also compressed (``.gz``, ``.zip``), ``.parquet``, or ``.jsonl`` (an object with the
+            cells of a row per line); see `fedlearn.data.text_files` for the accepted forms of text.
         ignored_columns: columns to leave out. They may be absent, and may hold any type.
         encoding: encoding of a text file; None detects it.
         separator: separator of a text file; None detects it.
@@ -114,18 +114,19 @@ def read_table(
             type.
         MissingExtra: pyarrow is needed and not installed.
     """
-    from fedlearn.data import arrow_tables, text_files
+    from fedlearn.data import arrow_tables, json_lines, text_files
 
     if not is_table(file):
         fix = "save it as CSV or Parquet"
         raise DataError(
             f"{file.name} is no table\n  expected  a name that ends in {', '.join(TABLE_SUFFIXES)}\n  advice    {fix}"
         )
-    table = (
-        arrow_tables.read_parquet(file, ignored_columns)
-        if file.suffix.lower() == ".parquet"
-        else drop_columns(text_files.read_text_table(file, encoding=encoding, separator=separator), ignored_columns)
-    )
+    if file.suffix.lower() == ".parquet":
+        table = arrow_tables.read_parquet(file, ignored_columns)
+    elif json_lines.is_json_lines(file):
+        table = json_lines.read_json_lines(file, ignored_columns=ignored_columns)
+    else:
+        table = drop_columns(text_files.read_text_table(file, encoding=encoding, separator=separator), ignored_columns)
     if not len(table):
         raise DataError(f"{file.name} has no rows\n  advice    one row per example below the header")
     return table

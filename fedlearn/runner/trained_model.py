@@ -31,6 +31,7 @@ from fedlearn.data.inputs import (
     model_inputs,
 )
 from fedlearn.data.preprocessing import Preprocessing, Target
+from fedlearn.data.prompt_inputs import PromptInputs
 from fedlearn.data.tables import table_from_columns
 from fedlearn.data.token_inputs import TokenInputs, are_sentences, without_padding
 from fedlearn.errors import DataError, FedlearnError, is_count, is_number, require
@@ -226,7 +227,7 @@ class TrainedModel:
 
     def _transform(self, data: Any, *, allow_unknown: bool, allow_missing: bool) -> np.ndarray:
         inputs = self.inputs
-        if isinstance(inputs, TableInputs | TextColumnInputs) and _has_columns(data):
+        if isinstance(inputs, TableInputs | TextColumnInputs | PromptInputs) and _has_columns(data):
             table = table_from_columns(data)
             return inputs.transform(table, allow_unknown=allow_unknown, allow_missing=allow_missing)
         if isinstance(inputs, ImageInputs) and isinstance(data, np.ndarray) and data.dtype == np.uint8:

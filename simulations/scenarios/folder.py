@@ -39,7 +39,7 @@ from fedlearn.errors import DataError, SettingError, require
 from fedlearn.loop.local_defaults import declares_local_defaults
 from fedlearn.loop.scenario import Network, Scenario, declares_model
 from simulations.scenarios.folder_defaults import folder_defaults
-from simulations.scenarios.folder_texts import LENGTH, network_for, text_inputs, trainer_for
+from simulations.scenarios.folder_texts import LENGTH, cut_note, network_for, text_inputs, trainer_for
 from simulations.scenarios.mask_folder import MaskSettings, mask_folder
 from simulations.scenarios.token_folder import TASK as TOKENS
 from simulations.scenarios.token_folder import TokenSettings, declared_tagger, token_folder
@@ -235,12 +235,12 @@ def folder(
         reading = replace(stated.reading, texts=[*stated.reading.texts, *split_settings.columns])
         contents = replace(contents, table=type_table(contents.table, reading))
     data_check = check_run(contents, stated, path=str(path), deployed=deployed)
-    names, natural_N = _owners(contents, clients)
+    names, natural_N = owners_of(contents, clients)
     whole = not deployed and len(np.unique(natural_N)) == len(names)
     targets = read_targets(contents.table, _label(contents, target), task=task, classes=classes, has_all_clients=whole)
     label, y_N, kind = targets.label, targets.y, targets.task
     strata_N = kind.strata(y_N)
-    rows = _rows(partition, contents, strata_N, natural_N, names=names, order_by=order_by, seed=seed)
+    rows = rows_of(partition, contents, strata_N, natural_N, names=names, order_by=order_by, seed=seed)
     client_names = names if isinstance(partition, Natural) else ()
     options: dict[str, Any] = {"test_share": partition.held_out_share, "seed": seed}
     parts = split_contents(contents, rows, strata_N, split_settings, names=client_names, **options)
@@ -270,7 +270,7 @@ def folder(
     if label in scaled:
         y_N, description = (y_N - centre) / spread, f"{description}, target: minus {centre:.6g}, over {spread:.6g}"
     leaks = leakage_note(contents.images, parts) if contents.images is not None else ()
-    notes = (*contents.notes, *parts.notes, *leaks)
+    notes = (*contents.notes, *parts.notes, *leaks, cut_note(inputs, columns))
     data = replace(
         from_rows(x, y_N, train=train, test=test, task=kind),
         num_classes=len(targets.classes) or 1,
@@ -328,7 +328,12 @@ def _read(path: str, **options: Any) -> Contents:
     )
 
 
-def _owners(contents: Contents, clients: Sequence[Any] | None) -> tuple[tuple[str, ...], np.ndarray]:
+def read_path(path: str, client_column: str | None) -> Contents:
+    """Return the rows of a file, of a folder, or of a data set of the Hub."""
+    return _read(path, client_column=client_column)
+
+
+def owners_of(contents: Contents, clients: Sequence[Any] | None) -> tuple[tuple[str, ...], np.ndarray]:
     """Return the names of all clients in the order of their numbers, and the client number of each row."""
     if contents.clients is None:
         has_no_names = clients is None
@@ -360,7 +365,7 @@ def _label(contents: Contents, target: str | Sequence[str] | None) -> str | Sequ
     return target
 
 
-def _rows(
+def rows_of(
     partition: Partition,
     contents: Contents,
     y_N: np.ndarray,

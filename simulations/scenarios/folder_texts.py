@@ -12,6 +12,7 @@ from fedlearn.core.federated_data import FederatedData
 from fedlearn.data.column_types import HashedText
 from fedlearn.data.inputs import TableInputs, TextColumnInputs
 from fedlearn.data.subword_tokenizer import SubwordTokenizer, load_tokenizer
+from fedlearn.data.tables import Table
 from fedlearn.data.text_tokenizers import HashingTokenizer
 from fedlearn.errors import require
 from fedlearn.loop.protocols import Trainer
@@ -43,6 +44,14 @@ def text_inputs(columns: Sequence[str], model: Any, length: int = LENGTH) -> tup
         return TableInputs(columns=hashed), f"words of {shown}, hashed"
     tokenizer = HashingTokenizer(vocab_size=VOCAB_SIZE, length=length)
     return TextColumnInputs(columns=tuple(columns), tokenizer=tokenizer), f"first {length} tokens of {shown}, hashed"
+
+
+def cut_note(inputs: Any, table: Table) -> str:
+    """Return the number of texts that are cut, for the header; empty if there is none."""
+    if not isinstance(inputs, TextColumnInputs) or not isinstance(inputs.tokenizer, SubwordTokenizer):
+        return ""
+    num_cut = inputs.tokenizer.count_cut(inputs.texts(table))
+    return f"{num_cut} of {len(table)} texts are cut to {inputs.tokenizer.length} subwords" if num_cut else ""
 
 
 def is_text_model(model: Any) -> bool:
