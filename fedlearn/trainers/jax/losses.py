@@ -51,6 +51,7 @@ LOSSES: Mapping[str, Loss] = {
     "survival": _cox,
     "segmentation": lambda outputs, y: _position_loss(jnp.moveaxis(outputs, 1, -1), y),
     "token_classification": _position_loss,
+    "causal_lm": lambda outputs, y: outputs[:, 0] / jnp.maximum(outputs[:, 2], 1),
 }
 
 

@@ -9,7 +9,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,10 @@ from fedlearn.trainers.jax.leaves import BATCH_STATS, PARAMS, nested_paths
 
 Variables = Mapping[str, Any]  # "params" and "batch_stats": nested mappings of arrays
 Forward = Callable[..., Any]  # (module, inputs) -> outputs, and optionally train= and key=
-EXPECTED = "a module of flax.linen, flax.nnx or equinox, or a pair of functions (init, apply)"
+EXPECTED = "a module of flax.linen, flax.nnx or equinox, a pair of functions (init, apply), or a TransformerModel"
 
 
+@runtime_checkable
 class Network(Protocol):
     """Model as pure functions of its variables.
 
@@ -76,6 +77,9 @@ def adapt(module: Any, *, forward: Forward | None = None) -> Network:
     if isinstance(module, type):
         raise SettingError("module", f"the class {module.__name__}", "an object", f"{module.__name__}()")
     require(forward is None or callable(forward), "forward", forward, "a function (module, inputs)", "forward=null")
+    if isinstance(module, Network):
+        require(forward is None, "forward", forward, "None: a network has its methods predict and train", "forward=null")
+        return module
     if _is_instance(module, "flax.nnx", "Module"):
         from fedlearn.trainers.jax.nnx_network import NnxNetwork
 
@@ -99,7 +103,7 @@ def is_jax_model(model: Any) -> bool:
     """Return whether `adapt` accepts a model. A library that is not loaded has no models."""
     kinds = ("flax.linen", "flax.nnx", "equinox")
     is_pair = isinstance(model, tuple) and len(model) == 2 and all(map(callable, model))
-    return is_pair or any(_is_instance(model, kind, "Module") for kind in kinds)
+    return is_pair or isinstance(model, Network) or any(_is_instance(model, kind, "Module") for kind in kinds)
 
 
 def _is_instance(model: Any, module: str, name: str) -> bool:
