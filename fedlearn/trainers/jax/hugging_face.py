@@ -19,7 +19,7 @@ from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.inputs import join_inputs
 from fedlearn.core.records import Array
 from fedlearn.data.pretrained_files import PretrainedFiles
-from fedlearn.data.subword_tokenizer import IDS, IGNORED, LABELS, MASK, WORDS
+from fedlearn.data.subword_tokenizer import IDS, IGNORED, LABELS, MASK, POSITIONS
 from fedlearn.errors import require
 from fedlearn.trainers.jax.pretrained.model import TransformerModel, load_model
 from fedlearn.trainers.jax.trainer import JaxTrainer
@@ -117,7 +117,7 @@ def _difference(logits_B2: jax.Array, x: Mapping[str, jax.Array]) -> jax.Array:
 
 def _of_words(logits_BTC: jax.Array, x: Mapping[str, jax.Array]) -> jax.Array:
     """Return the logits at the first subword of each word, ``(B, W, C)``."""
-    places_BW = jnp.maximum(x[WORDS].astype(jnp.int32), 0)
+    places_BW = jnp.maximum(x[POSITIONS].astype(jnp.int32), 0)
     return jnp.take_along_axis(logits_BTC, places_BW[:, :, None], axis=1)
 
 

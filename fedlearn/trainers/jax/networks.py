@@ -78,7 +78,9 @@ def adapt(module: Any, *, forward: Forward | None = None) -> Network:
         raise SettingError("module", f"the class {module.__name__}", "an object", f"{module.__name__}()")
     require(forward is None or callable(forward), "forward", forward, "a function (module, inputs)", "forward=null")
     if isinstance(module, Network):
-        require(forward is None, "forward", forward, "None: a network has its methods predict and train", "forward=null")
+        require(
+            forward is None, "forward", forward, "None: a network has its methods predict and train", "forward=null"
+        )
         return module
     if _is_instance(module, "flax.nnx", "Module"):
         from fedlearn.trainers.jax.nnx_network import NnxNetwork

@@ -61,7 +61,7 @@ class ModelConfig:
 
     @property
     def is_encoder(self) -> bool:
-        """Whether the model is an encoder."""
+        """True for an encoder, False for a decoder."""
         return self.kind in ENCODERS
 
     def require_task(self, task: str) -> None:
@@ -115,7 +115,10 @@ def read_config(values: Any) -> ModelConfig:
     reader.check(kind in kinds, "model_type", kind, f"one of {', '.join(kinds)}; framework=torch runs any model")
     activation = reader.first("hidden_act", "activation", "activation_function", default="gelu")
     reader.check(activation in ACTIVATIONS, "hidden_act", activation, f"one of {', '.join(ACTIVATIONS)}")
-    width, heads = reader.count("hidden_size", "dim", "n_embd"), reader.count("num_attention_heads", "n_heads", "n_head")
+    width, heads = (
+        reader.count("hidden_size", "dim", "n_embd"),
+        reader.count("num_attention_heads", "n_heads", "n_head"),
+    )
     groups = reader.count("num_key_value_heads", default=heads)
     reader.check(heads % groups == 0, "num_key_value_heads", groups, f"a divisor of {heads}")
     is_rotary = kind in DECODERS[1:]
@@ -146,8 +149,12 @@ def read_config(values: Any) -> ModelConfig:
 
 
 def _epsilon(reader: _Reader, kind: str) -> float:
-    return 1e-12 if kind == "distilbert" else reader.number(
-        "layer_norm_eps", "rms_norm_eps", "layer_norm_epsilon", default=1e-5 if kind == "gpt2" else 1e-6
+    return (
+        1e-12
+        if kind == "distilbert"
+        else reader.number(
+            "layer_norm_eps", "rms_norm_eps", "layer_norm_epsilon", default=1e-5 if kind == "gpt2" else 1e-6
+        )
     )
 
 

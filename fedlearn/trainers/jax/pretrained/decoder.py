@@ -157,4 +157,6 @@ def _llama_layer(
     x_BTE = x_BTE + run_pass.linear(f"{name}.self_attn.o_proj", mixed_BTE)
     normed = run_pass.rms_norm(f"{name}.post_attention_layernorm", x_BTE, config.epsilon)
     gate_BTE = ACTIVATIONS[config.activation](run_pass.linear(f"{name}.mlp.gate_proj", normed))
-    return x_BTE + run_pass.linear(f"{name}.mlp.down_proj", gate_BTE * run_pass.linear(f"{name}.mlp.up_proj", normed)), kept
+    return x_BTE + run_pass.linear(
+        f"{name}.mlp.down_proj", gate_BTE * run_pass.linear(f"{name}.mlp.up_proj", normed)
+    ), kept

@@ -71,7 +71,9 @@ def shapes(config: ModelConfig, task: str, num_outputs: int) -> dict[str, tuple[
     kind, names, width = config.kind, NAMES[config.kind], config.width
     affine = affine_shapes(config, task, num_outputs)
     norms = [f"{kind}.embeddings.LayerNorm"]
-    norms += [f"{kind}.{names['layer']}.{n}.{names[norm]}" for n in range(config.num_layers) for norm in ("norm_0", "norm_1")]
+    norms += [
+        f"{kind}.{names['layer']}.{n}.{names[norm]}" for n in range(config.num_layers) for norm in ("norm_0", "norm_1")
+    ]
     tables = {"word": config.vocab_size, "position": config.num_positions, "token_type": config.num_token_types}
     return {
         **{f"{kind}.embeddings.{table}_embeddings.weight": (rows, width) for table, rows in tables.items() if rows},
@@ -113,7 +115,7 @@ def _positions(config: ModelConfig, ids: jax.Array) -> jax.Array:
     """Return the positions of the tokens. RoBERTa counts from its padding token, and does not count padding."""
     if config.kind != "roberta":
         return jnp.arange(ids.shape[1])[None]
-    real = (ids != config.pad_token).astype(jnp.int32)
+    real = jnp.not_equal(ids, config.pad_token or 0).astype(jnp.int32)
     return jnp.cumsum(real, axis=1) * real + (config.pad_token or 0)
 
 

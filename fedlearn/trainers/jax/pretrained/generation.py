@@ -47,8 +47,8 @@ def generate(
     is_short = is_count(num_tokens) and num_tokens <= room
     require(is_short, "num_tokens", num_tokens, f"a whole number in 1..{room}", "num_tokens=32")
     require(is_number(temperature, at_least=0), "temperature", temperature, "a number >= 0", "temperature=0")
-    options = {"num_tokens": num_tokens, "temperature": float(temperature), "stop_token": stop_token}
-    run = model.jit(partial(_generate, model, **options))
+    write = partial(_generate, model, num_tokens=num_tokens, temperature=temperature, stop_token=stop_token)
+    run = model.jit(write)
     return np.asarray(run(model.weights[PARAMS], jnp.asarray(prompt), jax.random.key(seed)))
 
 

@@ -77,7 +77,9 @@ class TransformerModel:
         self.trained = {name: shapes[name] for name in whole} | self._adapter_shapes(tuning)
         self.pretrained = {name: np.asarray(weights[name], np.float32) for name in whole if name in weights}
         drawn = self._draw({name: shape for name, shape in shapes.items() if name not in {*whole, *weights}})
-        self._frozen = FrozenArrays({n: jnp.asarray((weights | drawn)[n]) for n in shapes if n not in set(whole)})
+        self._frozen = FrozenArrays(
+            {n: jnp.asarray(v) for n, v in {**weights, **drawn}.items() if n in shapes and n not in whole}
+        )
         self.jit = self._frozen.jit
         layout = Layout.from_shapes(self.trained.items())
         self.initial = initializer(self.pretrained)
@@ -104,7 +106,8 @@ class TransformerModel:
     def _adapter_shapes(self, tuning: PretrainedModel | None) -> dict[str, tuple[int, ...]]:
         if tuning is None:
             return {}
-        affine, result = affine_shapes(self.config, self.task, self.num_labels), {}
+        affine = affine_shapes(self.config, self.task, self.num_labels)
+        result: dict[str, tuple[int, ...]] = {}
         for name in self.adapted:
             first, second = adapter_names(name)
             outputs, inputs = affine[name]
