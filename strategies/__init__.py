@@ -5,6 +5,7 @@ from strategies.apfl import apfl
 from strategies.bucketing import bucketing
 from strategies.bulyan import bulyan
 from strategies.centered_clipping import centered_clipping
+from strategies.diloco import diloco
 from strategies.ditto import ditto
 from strategies.fcf import fcf
 from strategies.fedadagrad import fedadagrad
@@ -21,6 +22,7 @@ from strategies.feddecorr import feddecorr
 from strategies.feddyn import feddyn
 from strategies.fedexp import fedexp
 from strategies.fedgkd import fedgkd
+from strategies.fedit import fedit
 from strategies.fedlc import fedlc
 from strategies.fedmedian import fedmedian
 from strategies.fednova import fednova
@@ -28,10 +30,12 @@ from strategies.fedntd import fedntd
 from strategies.fedper import fedper
 from strategies.fedprox import fedprox
 from strategies.fedrep import fedrep
+from strategies.fedsa_lora import fedsa_lora
 from strategies.fedsam import fedsam
 from strategies.fedspeed import fedspeed
 from strategies.fedtrimmedavg import fedtrimmedavg
 from strategies.fedyogi import fedyogi
+from strategies.ffa_lora import ffa_lora
 from strategies.fltrust import fltrust
 from strategies.ifca import ifca
 from strategies.krum import krum
@@ -53,6 +57,7 @@ __all__ = [
     "bucketing",
     "bulyan",
     "centered_clipping",
+    "diloco",
     "ditto",
     "fcf",
     "fedadagrad",
@@ -69,6 +74,7 @@ __all__ = [
     "feddyn",
     "fedexp",
     "fedgkd",
+    "fedit",
     "fedlc",
     "fedmedian",
     "fednova",
@@ -76,10 +82,12 @@ __all__ = [
     "fedper",
     "fedprox",
     "fedrep",
+    "fedsa_lora",
     "fedsam",
     "fedspeed",
     "fedtrimmedavg",
     "fedyogi",
+    "ffa_lora",
     "fltrust",
     "ifca",
     "krum",

@@ -19,8 +19,8 @@ GradientAt = Callable[[Array], Array]  # returns the gradient of a batch at para
 GLOBAL_MODEL = "w_global"  # name of the model in a request, among the names of vectors
 # name of the client state with the client's model after its last round, for `LocalRule.previous_model`
 PREVIOUS_MODEL = "local.last"
-# functions of a rule that change local steps; a trainer lists the ones that it applies in `Trainer.rule_hooks`
-HOOKS = ("correct", "adjust_logits", "penalty", "gradient")
+# parts of a rule that change local steps; a trainer lists the ones that it applies in `Trainer.rule_hooks`
+HOOKS = ("correct", "adjust_logits", "penalty", "gradient", "frozen_parameters")
 
 
 def _gradient(grad: Any, w: Any, w_global: Any, **vectors: Any) -> Any:
@@ -84,6 +84,8 @@ class LocalRule(NamedTuple):
             vectors have shape D.
         personal_parameters: name patterns of parameters that never leave a client, e.g. ``head.*``. They keep their
             values between rounds, and start at the values of the global model.
+        frozen_parameters: name patterns of parameters that keep the values of the received model. Local steps do not
+            change them, and no update contains them. So DP-SGD neither clips nor adds noise for them.
         personal_epochs: passes that train only the personal parameters, before the passes of the request, which then
             train only the others. 0 trains all parameters together.
         personal: a personal model beside the global one; None for none.
@@ -122,6 +124,7 @@ class LocalRule(NamedTuple):
     receives: tuple[str, ...] = ()
     after_training: Callable[..., tuple[State, Mapping[str, Array]]] = _nothing
     personal_parameters: tuple[str, ...] = ()
+    frozen_parameters: tuple[str, ...] = ()
     personal_epochs: int = 0
     personal: PersonalModel | None = None
     evaluate_models: tuple[str, ...] = ()
@@ -150,13 +153,18 @@ class LocalRule(NamedTuple):
         return not (trains_again or changes_steps or self.aggregation is not None)
 
     @property
+    def unshared_parameters(self) -> tuple[str, ...]:
+        """Name patterns of the parameters that no update contains: personal and frozen ones."""
+        return (*self.personal_parameters, *self.frozen_parameters)
+
+    @property
     def has_custom_loss(self) -> bool:
         """True if the training loss differs from the loss of the task."""
         return self.adjust_logits is not None or self.penalty is not None
 
     @property
     def hooks(self) -> tuple[str, ...]:
-        """Names of the functions of this rule that change local steps; see `HOOKS`."""
+        """Names of the parts of this rule that change local steps; see `HOOKS`."""
         return tuple(name for name in HOOKS if getattr(self, name) is not getattr(plain_training, name))
 
 

@@ -21,10 +21,11 @@ from fedlearn.core.records import Array, State
 from fedlearn.errors import MissingExtra, is_number, require
 
 
-def sgd(learning_rate: float = 1.0, *, momentum: float = 0.0) -> Transform:
+def sgd(learning_rate: float = 1.0, *, momentum: float = 0.0, nesterov: bool = False) -> Transform:
     """Return server SGD with heavy-ball momentum: ``v = momentum v + update; step = learning_rate v``.
 
-    It equals ``optax.sgd(learning_rate, momentum)`` and ``torch.optim.SGD``.
+    With ``nesterov``, the step is ``learning_rate (update + momentum v)``. It equals ``torch.optim.SGD``, and
+    ``optax.sgd(learning_rate, momentum)``.
     """
     require(is_number(momentum, at_least=0, below=1), "momentum", momentum, "in [0, 1)", "momentum=0.9")
     _require_rate(learning_rate)
@@ -33,7 +34,7 @@ def sgd(learning_rate: float = 1.0, *, momentum: float = 0.0) -> Transform:
 
     def update(update_D: Array, state: State, context: Context) -> tuple[Array, State]:
         v_D = momentum * asarray_like(state["v"], update_D) + update_D
-        return learning_rate * v_D, {"v": v_D}
+        return learning_rate * (update_D + momentum * v_D if nesterov else v_D), {"v": v_D}
 
     return Transform(init=lambda layout: {"v": zeros(layout)}, update=update)
 

@@ -70,28 +70,30 @@ class Strategy:
         return self.aggregate.merge is not None and self.asynchrony is None
 
     def shared_layout(self, layout: Layout) -> Layout:
-        """Return the layout of updates: the layout of the model without the personal parameters.
+        """Return the layout of updates: the layout of the model without personal and frozen parameters.
 
         Raises:
             SettingError: no parameter is left to share, a pattern matches no parameter, or the model has buffers and
                 there is no policy for them.
         """
         _refuse_buffers(layout, self.buffers)
-        personal = self.local.personal_parameters
+        personal, frozen = self.local.personal_parameters, self.local.frozen_parameters
         layout.positions(personal)
-        shared = layout.without(personal)
+        layout.positions(frozen, setting="strategy.frozen_parameters")
+        shared = layout.without(self.local.unshared_parameters)
+        name = "frozen_parameters" if frozen else "personal_parameters"
         require(
-            bool(shared.leaves) or not personal,
-            "personal_parameters",
-            personal,
+            bool(shared.leaves) or not self.local.unshared_parameters,
+            name,
+            self.local.unshared_parameters,
             "patterns that match some parameters, not all",
-            "'personal_parameters=out.*'",
+            f"'{name}=out.*'",
         )
         return shared
 
     def shared_positions(self, layout: Layout) -> np.ndarray:
         """Return the positions of the shared parameters in the model, ascending."""
-        return np.delete(np.arange(layout.num_parameters), layout.positions(self.local.personal_parameters))
+        return np.delete(np.arange(layout.num_parameters), layout.positions(self.local.unshared_parameters))
 
     def __post_init__(self) -> None:
         self._check_local()

@@ -101,16 +101,17 @@ class Layout:
         """SHA-256 of names, shapes and dtypes. Coordinator and node compare it to detect different models."""
         return hashlib.sha256(repr(self.leaves).encode()).hexdigest()
 
-    def positions(self, patterns: tuple[str, ...]) -> np.ndarray:
+    def positions(self, patterns: tuple[str, ...], *, setting: str = "strategy.personal_parameters") -> np.ndarray:
         """Return the positions in the vector of all leaves that match a pattern, ascending, int64.
 
         Args:
             patterns: patterns of leaf names, e.g. ``head.*``.
+            setting: name of the setting with the patterns, for the error.
 
         Raises:
             SettingError: A pattern matches no leaf.
         """
-        return _positions(self, patterns)
+        return _positions(self, patterns, setting)
 
     def without(self, patterns: tuple[str, ...]) -> Layout:
         """Return the layout without the leaves that match a pattern, e.g. ``head.*``."""
@@ -146,14 +147,14 @@ class Layout:
 
 
 @lru_cache(maxsize=64)
-def _positions(layout: Layout, patterns: tuple[str, ...]) -> np.ndarray:
+def _positions(layout: Layout, patterns: tuple[str, ...], setting: str) -> np.ndarray:
     names = [leaf.name for leaf in layout.leaves]
     for pattern in patterns:
         matches = any(fnmatchcase(name, pattern) for name in names)
-        fix = f"strategy.personal_parameters={names[-1] if names else ''}"
+        fix = f"{setting}={names[-1] if names else ''}"
         require(
             matches,
-            "strategy.personal_parameters",
+            setting,
             pattern,
             f"a pattern that matches one of these names: {', '.join(names)}",
             fix,

@@ -100,7 +100,7 @@ def _after_training(
     valid = set(updates.clients_K.tolist())
     state_KD = stack_client_states([client_work.client_state for client_work in work if client_work.client in valid])
     updates = _apply_rule(strategy, request, updates, state_KD, trainer.layout)
-    updates = replace(updates, delta_KD=drop_personal_parameters(strategy, trainer.layout, updates.delta_KD))
+    updates = replace(updates, delta_KD=drop_unshared_parameters(strategy, trainer.layout, updates.delta_KD))
     for i, stage in enumerate(strategy.stages):
         updates = _apply_stage(stage, i, request, updates, state_KD)
         updates = _compress(stage, i, request, updates, state_KD, strategy.shared_layout(trainer.layout))
@@ -109,9 +109,9 @@ def _after_training(
     return replace(updates, num_bytes_K=_num_bytes(updates)), failures
 
 
-def drop_personal_parameters(strategy: Strategy, layout: Layout, delta_KD: Array) -> Array:
-    """Return updates without the personal parameters of the clients."""
-    if not strategy.local.personal_parameters:
+def drop_unshared_parameters(strategy: Strategy, layout: Layout, delta_KD: Array) -> Array:
+    """Return updates without personal and frozen parameters."""
+    if not strategy.local.unshared_parameters:
         return delta_KD
     return delta_KD[:, strategy.shared_positions(layout)]
 

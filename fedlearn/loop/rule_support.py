@@ -8,11 +8,12 @@ from fedlearn.core.records import LocalSettings
 from fedlearn.errors import require
 from fedlearn.loop.protocols import Trainer
 
-_CHANGES = {  # hook -> change of local training, in words
+_CHANGES = {  # part of a rule -> change of local training, in words
     "correct": "one that corrects gradients",
     "adjust_logits": "one that adjusts logits",
     "penalty": "one with a penalty in the loss",
     "gradient": "one that takes gradients at other parameters",
+    "frozen_parameters": "one with frozen parameters",
 }
 
 

@@ -272,7 +272,7 @@ def _client_models(
 ) -> dict[ClientId, Array]:
     """Return the model of each client of the cohort; empty if all clients receive the global model.
 
-    Each model has the personal parameters of the global model, because clients do not send them.
+    Each model has the personal and frozen parameters of the global model, because clients do not send them.
     """
     if strategy.aggregate.client_models is None:
         return {}
@@ -440,10 +440,8 @@ def server_step(
     stages = list(state.stages)
     for i in reversed(range(len(strategy.stages))):
         update_D, stages[i] = strategy.stages[i].server.update(update_D, stages[i], context)
-    if strategy.local.personal_parameters:
-        update_D = _pad_with_zeros(
-            update_D, layout.positions(strategy.local.personal_parameters), layout.num_parameters
-        )
+    if unshared := strategy.local.unshared_parameters:
+        update_D = _pad_with_zeros(update_D, layout.positions(unshared), layout.num_parameters)
     step_D, server = strategy.server.update(update_D, state.server, context)
     if strategy.buffers == "average":
         step_D = _average_buffers(step_D, update_D, layout)
@@ -468,11 +466,11 @@ def _refuse_negative_variances(params_D: Array, layout: Layout) -> None:
         )
 
 
-def _pad_with_zeros(update_S: Array, personal: np.ndarray, size: int) -> Array:
-    """Return an update of all parameters ``(D,)``, with zeros at the positions of the personal parameters."""
+def _pad_with_zeros(update_S: Array, unshared: np.ndarray, size: int) -> Array:
+    """Return an update of all parameters ``(D,)``, with zeros at the positions that clients do not share."""
     xp = array_namespace(update_S)
     source_D = np.full(size, update_S.shape[0])
-    source_D[np.delete(np.arange(size), personal)] = np.arange(update_S.shape[0])
+    source_D[np.delete(np.arange(size), unshared)] = np.arange(update_S.shape[0])
     padded = xp.concat([update_S, xp.zeros_like(update_S[:1])])
     return xp.take(padded, asarray_like(source_D, padded), axis=0)
 

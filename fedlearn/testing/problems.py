@@ -88,13 +88,13 @@ def problem_for(strategy: Strategy) -> tuple[FederatedData, Trainer]:
     """Return data and a trainer that meet the stated needs of a strategy.
 
     A strategy may need a number of clients (cohort or buffer), classes, features of a hidden layer, names of personal
-    parameters, or root examples.
+    or frozen parameters, or root examples.
     """
     rule, num_clients = strategy.local, num_clients_for(strategy)
     linear = LinearTrainer(3)
-    if rule.has_custom_loss or not _can_share(linear.layout, rule.personal_parameters):
+    if rule.has_custom_loss or not _can_share(linear.layout, rule.unshared_parameters):
         data = class_problem(num_clients=num_clients)
-        trainer: Trainer = HiddenLayerTrainer(3, 3, shifts=_missing_names(rule.personal_parameters))
+        trainer: Trainer = HiddenLayerTrainer(3, 3, shifts=_missing_names(rule.unshared_parameters))
     else:
         data, trainer = linear_problem(num_clients=num_clients, max_examples=25), linear
     if strategy.root is None or strategy.root.num_examples is None:

@@ -74,7 +74,7 @@ class BaseTrainer:
     layout: Layout
     supports_dp_sgd = False
     supports_process_pool = False
-    rule_hooks = frozenset({"correct", "gradient"})
+    rule_hooks = frozenset({"correct", "gradient", "frozen_parameters"})
     initialization = FROM_SEED
     _is_checked = False  # True after the check of `example_gradients`
     max_predict_rows = 4096  # rows that `predict` passes to `outputs` at once
@@ -178,19 +178,21 @@ class BaseTrainer:
         rates_S = np.full(num_steps, local.learning_rate) if rates is None else rates[0]
         kept = (*rule.optimizer_state, STEPS) if rule.optimizer_state else ()
         state = {name.removeprefix(STATE_PREFIX): as_numpy(work.client_state[name]) for name in kept}
-        gradient, step, loss = self._gradient_of(request, work), optimizer(local, state), 0.0
+        gradient, step, loss = self._gradient_of(request, rule, work), optimizer(local, state), 0.0
+        frozen = self.layout.positions(rule.frozen_parameters)
         for padded, rate in zip(plan_SB[:num_steps], rates_S.tolist(), strict=True):
             rows = padded[padded >= 0]
             batch = work.examples.x[rows], work.examples.y[rows]
             loss_N, grad_D = _rule_gradient(gradient, rule, w_D, batch, w_global_D, vectors)
             loss += float(np.sum(loss_N))
-            grad_D = clip_gradient(local.max_grad_norm, grad_D)
+            grad_D = clip_gradient(local.max_grad_norm, _with_zeros(grad_D, frozen))
             w_D = step(w_D, rule.correct(grad_D, w_D, w_global_D, **vectors), rate)
+            w_D[frozen] = start_D[frozen]  # weight decay needs no gradient
         new_state = {name: np.asarray(state[name.removeprefix(STATE_PREFIX)], np.float32) for name in kept}
         return LocalResult(w_D - start_D, loss, int((plan_SB >= 0).sum()), num_steps, new_state)
 
     def _gradient_of(
-        self, request: Request, work: ClientWork
+        self, request: Request, rule: LocalRule, work: ClientWork
     ) -> Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
         """Return `gradient`, or the gradient of DP-SGD if the request sets it."""
         dp = request.local.example_dp
@@ -201,6 +203,7 @@ class BaseTrainer:
 
         def gradient(params_D: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             loss_N, grad_ND = self.example_gradients(params_D, x, y)
+            grad_ND = _with_zeros(grad_ND, self.layout.positions(rule.frozen_parameters))
             return loss_N, private_gradient(grad_ND, dp, expected, normals)
 
         return gradient
@@ -214,6 +217,15 @@ class BaseTrainer:
         buffers = ", ".join(self.layout.buffers[:2])
         expected = f"a model without buffers, because {name} does not train them"
         require(not buffers, "model", f"one with buffers ({buffers})", expected, "model=mlp")
+
+
+def _with_zeros(gradient: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Return gradients ``(..., D)`` with zeros at some positions."""
+    if not len(positions):
+        return gradient
+    changed = np.array(gradient)
+    changed[..., positions] = 0
+    return changed
 
 
 def _rule_gradient(

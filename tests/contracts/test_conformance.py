@@ -18,7 +18,7 @@ BUILDERS = [getattr(strategies, name) for name in strategies.__all__]
 NEED_MORE = (strategies.feddecorr, strategies.fedgkd, strategies.fedlc, strategies.fedntd, strategies.moon)
 OF_ALL_TASKS = [builder for builder in BUILDERS if builder not in NEED_MORE]
 VARIANTS = [{}, {"clients_per_round": 3}, {"weighting": "equal"}]
-SMALL = {"personal_parameters": "out.bias"}  # for a model with one layer
+SMALL = {"personal_parameters": "out.bias", "frozen_parameters": "out.bias"}  # for a model with one layer
 
 
 def accepted_settings(builder, settings):
@@ -56,6 +56,7 @@ def test_the_kit_chooses_a_problem_that_meets_the_needs_of_a_strategy(strategy):
     check_strategy(strategy)
 
 
+ONE_LAYER = {"personal_parameters": "out.*", "frozen_parameters": "out.*"}
 # strategies that change each part of a compiled program; the slow run compiles the others
 COMPILED = ("fedavg", "fedprox", "fedlc", "scaffold", "moon", "fedper", "ifca", "qfedavg")
 PAIRS = [
@@ -91,7 +92,7 @@ def some_digits(digits, framework):
 def test_every_strategy_keeps_the_contract_in_both_frameworks(builder, problem):
     data, trainer = problem
     check_strategy(
-        builder(**accepted_settings(builder, {"clients_per_round": 4, "personal_parameters": "out.*"})),
+        builder(**accepted_settings(builder, {"clients_per_round": 4, **ONE_LAYER})),
         data=data,
         trainer=trainer,
     )

@@ -20,6 +20,7 @@ GOLDEN = {
     "bucketing": [0.021779, 0.8737077, 1.217791, 0.8263842],
     "bulyan": [0.0034363, 0.9127325, 1.2995584, 0.8978847],
     "centered_clipping": [0.003457, 0.9129077, 1.2994224, 0.8977301],
+    "diloco": [0.0292998, 0.9154868, 1.2646546, 0.8308136],
     "ditto": [-0.0158047, 0.9122686, 1.3967879, 0.8674117],
     "fcf": [0.0136504, 0.8346391, -0.0644955, 0.8290019],
     "fedadagrad": [0.0039588, 0.8072302, 0.071361, 0.8252558],
@@ -34,15 +35,18 @@ GOLDEN = {
     "fedcm": [-0.0317749, 1.1423781, 2.0468061, 1.0145006],
     "feddyn": [0.0087262, 0.9391302, 1.2863016, 0.8445237],
     "fedexp": [0.0009039, 0.9658377, 1.4460135, 0.9625041],
+    "fedit": [-0.0158047, 0.9122686, 1.3967879, 0.8674117],
     "fedmedian": [0.00322, 0.8451567, 1.2574214, 0.862988],
     "fednova": [-0.0035289, 0.9264256, 1.3411279, 0.8958079],
     "fedper": [0.0136504, 0.9078064, 1.4046357, 0.8687826],
     "fedprox": [-0.0155408, 0.9120352, 1.3929322, 0.8655255],
     "fedrep": [0.0136504, 0.9015414, 1.4142436, 0.8433957],
+    "fedsa_lora": [0.0136504, 0.9078063, 1.4046357, 0.8687826],
     "fedsam": [-0.0175676, 0.9122012, 1.4121097, 0.8624308],
     "fedspeed": [0.0098772, 0.9739472, 2.3603621, 1.1048357],
     "fedtrimmedavg": [0.0034363, 0.9127325, 1.2995584, 0.8978847],
     "fedyogi": [-0.0357478, 0.6701317, -0.2382706, 0.6770204],
+    "ffa_lora": [0.0136504, 0.9173453, 1.3877897, 0.8712252],
     "fltrust": [0.0585267, 0.9473521, 0.4310557, 0.7493553],
     "ifca": [-0.0158047, 0.9122686, 1.3967879, 0.8674117],
     "krum": [0.0347877, 0.9453849, 1.2444564, 0.701274],
@@ -64,7 +68,7 @@ def test_a_golden_run_ends_where_it_always_did(name):
     trainer = LinearTrainer(3)
     engine = serial(linear_problem(), trainer)
     builder = getattr(strategies, name)
-    settings = {"clients_per_round": 4, "personal_parameters": "out.bias"}
+    settings = {"clients_per_round": 4, "personal_parameters": "out.bias", "frozen_parameters": "out.bias"}
     taken = settings.keys() & signature(builder).parameters.keys()
     strategy = builder(**{setting: settings[setting] for setting in taken})
     state = start(strategy, trainer.init(1), engine, seed=1)

@@ -315,6 +315,7 @@ HOOKED = {
     "adjust_logits": LocalRule(adjust_logits=lambda outputs, counts: outputs),
     "penalty": LocalRule(penalty=lambda batch, w_global: 0),
     "gradient": LocalRule(gradient=lambda gradient_at, w, w_global: gradient_at(w)),
+    "frozen_parameters": LocalRule(frozen_parameters=("out.*",)),
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -82,6 +83,7 @@ class LocalSteps:
             if rule.gradient is not None:
                 gradient_of = partial(self._rule_gradient, rule, gradient_of, params_D, flat)
             start, stats = self.model.unflatten(start_D), self.model.unflatten_statistics(start_D)
+            moves = self.model.unflatten(self._moves(rule)) if rule.frozen_parameters else None
             vectors = {name: self.model.unflatten(v_D) for name, v_D in flat.items()}
             names = list(vectors)
             roots = [jax.random.wrap_key_data(seed, impl="threefry2x32") for seed in seeds]
@@ -97,10 +99,12 @@ class LocalSteps:
                 batch = (_rows(x, x_start, rows_B), _targets(y, y_start, rows_B), real_B)
                 draws = [jax.random.fold_in(key, s) for key in keys]
                 gradient, loss_sum, stats = gradient_of((weights, stats), *batch, draws, size)
+                gradient = gradient if moves is None else jax.tree.map(jnp.multiply, gradient, moves)
                 if local.max_grad_norm is not None:
                     gradient = clip_gradient(local.max_grad_norm, gradient)
                 gradient = jax.tree.map(correct, gradient, weights, params, *vectors.values())
                 change, state = optimizer.update(gradient, state, weights)
+                change = change if moves is None else jax.tree.map(jnp.multiply, change, moves)  # no weight decay
                 return optax.apply_updates(weights, change), stats, state, total + loss_sum
 
             first = (start, stats, self._optimizer_state(rule, optimizer.init(start), kept), jnp.zeros(()))
@@ -114,6 +118,12 @@ class LocalSteps:
             return lax.map(fit, per_client) if in_turn else jax.vmap(fit)(per_client)
 
         return self._jit(block, compiler_options=SINGLE_THREAD_MATMUL if self.device == "cpu" else None)
+
+    def _moves(self, rule: LocalRule) -> np.ndarray:
+        """Return 0 for frozen parameters and 1 for all others, ``(D,)``."""
+        moves_D = np.ones(self.model.layout.num_parameters, np.float32)
+        moves_D[self.model.layout.positions(rule.frozen_parameters)] = 0
+        return moves_D
 
     def _optimizer_state(self, rule: LocalRule, state: Any, kept: Mapping[str, jax.Array]) -> Any:
         """Return the optimizer state of a client at the start of a round: a new state, or the kept state."""

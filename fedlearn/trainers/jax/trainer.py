@@ -32,7 +32,7 @@ from fedlearn.core.random import Purpose, integer_seed
 from fedlearn.core.records import Array, ClientWork, Examples, LocalSettings, MetricSum, Request, Updates
 from fedlearn.core.schedules import learning_rates
 from fedlearn.core.tasks import Task, as_task
-from fedlearn.errors import SettingError
+from fedlearn.errors import SettingError, require
 from fedlearn.trainers.base import (
     FROM_MODULE,
     FROM_SEED,
@@ -223,6 +223,9 @@ class JaxTrainer:
     def fit(self, request: Request, rule: LocalRule, work: Sequence[ClientWork]) -> Updates:
         """Train K clients in one compiled program. See `Trainer.fit`."""
         self.check_model(work[0].examples, synthetic=request.deployed)
+        expected = "null, because DP-SGD in JAX clips the gradients of all parameters, and the strategy freezes some"
+        is_possible = request.local.example_dp is None or not rule.frozen_parameters
+        require(is_possible, "local.example_dp", request.local.example_dp, expected, "framework=torch")
         layerwise = request.local.example_dp is None or self._check_examples(request, work[0].examples)
         clients_K = np.array([client_work.client for client_work in work], np.int64)
         sizes_K = np.array([len(client_work.examples) for client_work in work], np.int64)

@@ -45,7 +45,7 @@ class ClientSteps:
     """
 
     def __init__(self, model: FlatModel, losses: TrainingLosses, clipped: ClippedGradients) -> None:
-        self.model, self.losses, self._clipped = model, losses, clipped
+        self.model, self.losses, self.clipped = model, losses, clipped
         self._masks: dict[int, torch.Tensor] = {}  # by size of the batch
 
     def fit(self, job: Job, states: list[dict[str, np.ndarray]]) -> tuple[torch.Tensor, np.ndarray]:
@@ -157,7 +157,7 @@ class ClientSteps:
         """Return the gradient function of DP-SGD: the sum of clipped gradients plus noise, over the expected batch."""
         dp = job.request.local.example_dp
         assert dp is not None
-        clipped, steps, std = self._clipped(clip=dp.clip), count(), dp.clip * dp.noise_multiplier
+        clipped, steps, std = self.clipped(clip=dp.clip), count(), dp.clip * dp.noise_multiplier
         keys_N = self._example_keys(job.request, work) if clipped.needs_keys else None
         expected = min(job.request.local.batch_size, len(work.examples))
         noise = GridNoise(job.request, work, std, self.model.device) if std else None

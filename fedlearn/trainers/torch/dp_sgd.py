@@ -84,8 +84,9 @@ class ClippedGradient:
         self.module, self.loss, self.leaves, self.clip = module, loss, list(leaves), clip
         self.method, self.has_draws = "", False
         self._root = nn.Sequential(module) if type(module) in LEAVES else module  # a layer alone has no graph
+        trained = set(map(id, self.leaves))
         owners = {
-            n: m for n, m in self._root.named_modules() if any(p.requires_grad for p in m.parameters(recurse=False))
+            n: m for n, m in self._root.named_modules() if any(id(p) in trained for p in m.parameters(recurse=False))
         }
         owned = [p for m in owners.values() for p in m.parameters(recurse=False) if p.requires_grad]
         suitable = len(owned) == len(self.leaves) and all(map(is_known, owners.values()))

@@ -6,7 +6,7 @@ Shapes: D parameters, B batch, C outputs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any
 
 import numpy as np
@@ -51,12 +51,25 @@ class FlatModel:
         self.values = {name: t.detach().cpu().float().numpy().copy() for name, t in {**trainable, **buffers}.items()}
         self.buffers = tuple(buffers)
         self.flat_D = torch.from_numpy(self.layout.pack(self.values)).to(device)
+        self._trained = self.layout.trainable  # without the frozen parameters of a rule, see `without`
         self.leaves = [trainable[leaf.name] for leaf in self.layout.trainable.leaves]
         for parameter, view in zip(self.leaves, self.split(self.flat_D), strict=True):
             parameter.data = view
         for name in buffers:
             _set_buffer(module, name, self.flat_D[self.layout.slices[name]].view(buffers[name].shape).data)
         self._names = [f"{INNER}.{leaf.name}" for leaf in self.layout.leaves]
+
+    def without(self, frozen: tuple[str, ...]) -> FlatModel:
+        """Return this model with fewer trained parameters; both share the module and the vector.
+
+        Args:
+            frozen: name patterns of the parameters that do not train.
+        """
+        other = copy(self)
+        other._trained = self.layout.trainable.without(frozen)
+        kept = {leaf.name for leaf in other._trained.leaves}
+        other.leaves = [parameter for name, parameter in self.trainable.items() if name in kept]
+        return other
 
     @property
     def buffer_values(self) -> dict[str, np.ndarray]:
@@ -66,7 +79,7 @@ class FlatModel:
     @property
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the trainable parameters by name."""
-        return {leaf.name: p for leaf, p in zip(self.layout.trainable.leaves, self.leaves, strict=True)}
+        return {leaf.name: p for leaf, p in zip(self._trained.leaves, self.leaves, strict=True)}
 
     def to_device(self, array: Array) -> torch.Tensor:
         """Return the array as a tensor on the device of the model."""
@@ -83,14 +96,14 @@ class FlatModel:
 
     def split(self, vector_D: torch.Tensor) -> list[torch.Tensor]:
         """Return views of a flat vector, one per trainable parameter."""
-        return [vector_D[self.layout.slices[leaf.name]].view(leaf.shape) for leaf in self.layout.trainable.leaves]
+        return [vector_D[self.layout.slices[leaf.name]].view(leaf.shape) for leaf in self._trained.leaves]
 
     def inputs(self, array: np.ndarray) -> Any:
         """Return the inputs of a model on its device: a tensor, or a mapping or a tuple of tensors."""
         return map_inputs(self.to_device, split_inputs(array))
 
     def join(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return one tensor per trainable parameter as a flat vector, with 0 for buffers."""
+        """Return one tensor per trainable parameter as a flat vector, with 0 for buffers and frozen parameters."""
         vector_D = torch.zeros_like(self.flat_D)
         torch._foreach_copy_(self.split(vector_D), list(gradients))
         return vector_D

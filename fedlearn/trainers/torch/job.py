@@ -60,6 +60,7 @@ class Job:
         return (
             is_elementwise(self.local)
             and not self.rule.optimizer_state
+            and not self.rule.frozen_parameters
             and (self.rates_KS is None or shares_rates(self.rates_KS, self.steps_K))
         )
 

@@ -142,10 +142,14 @@ class TorchTrainer:
         self._reports: dict[tuple[Any, ...], ModelReport] = {}  # results of the check, by kind of examples
         self._initial = initial or keep_weights(self._model.values)
         self.initialization = describe_initializer(initial) if initial else FROM_MODULE
-        self._clipped = lru_cache(maxsize=1)(partial(ClippedGradient, network, self.loss, self._model.leaves))
-        losses = TrainingLosses(self._model, self.loss, self.task.name)
-        self._client_steps = ClientSteps(self._model, losses, self._clipped)
-        self._block_steps = BlockSteps(self._model, losses)
+        self._client_steps = lru_cache(maxsize=4)(self._build_client_steps)  # by frozen parameters
+        self._block_steps = BlockSteps(self._model, TrainingLosses(self._model, self.loss, self.task.name))
+
+    def _build_client_steps(self, frozen: tuple[str, ...]) -> ClientSteps:
+        """Return the local steps of clients that do not train these parameters."""
+        model = self._model.without(frozen)
+        clipped = lru_cache(maxsize=1)(partial(ClippedGradient, model.module, self.loss, model.leaves))
+        return ClientSteps(model, TrainingLosses(model, self.loss, self.task.name), clipped)
 
     @property
     def supports_process_pool(self) -> bool:
@@ -202,7 +206,8 @@ class TorchTrainer:
             raise refuse_training(error, has_single_example=single) from error
 
     def _fit(self, request: Request, rule: LocalRule, work: Sequence[ClientWork]) -> Updates:
-        self.check_example_dp(request, work[0].examples)
+        client_steps = self._client_steps(rule.frozen_parameters)
+        self._check_example_dp(request, work[0].examples, client_steps)
         clients_K = np.array([client_work.client for client_work in work], np.int64)
         sizes_K = np.array([len(client_work.examples) for client_work in work], np.int64)
         plans = poisson_plans if request.local.example_dp else batch_plans
@@ -212,10 +217,10 @@ class TorchTrainer:
         job = self._job(request, rule, work, plan_KSB, steps_K, rounds_K)
         together = self.describe_batching(len(work), int(sizes_K.sum())) == "vmap" and job.can_step_together
         if request.local.example_dp:
-            together = together and not self._clipped(clip=request.local.example_dp.clip).needs_keys
+            together = together and not client_steps.clipped(clip=request.local.example_dp.clip).needs_keys
         together = together and self._can_fit_together(job)
         states: list[dict[str, np.ndarray]] = []
-        delta_KD, losses_K = self._block_steps.fit(job) if together else self._client_steps.fit(job, states)
+        delta_KD, losses_K = self._block_steps.fit(job) if together else client_steps.fit(job, states)
         return Updates(
             clients_K=clients_K,
             delta_KD=delta_KD.numpy() if self.device == "cpu" else delta_KD,
@@ -288,6 +293,9 @@ class TorchTrainer:
 
         The first call also selects the method of `ClippedGradient`. Later calls are free.
         """
+        self._check_example_dp(request, examples, self._client_steps(()))
+
+    def _check_example_dp(self, request: Request, examples: Examples, client_steps: ClientSteps) -> None:
         dp = request.local.example_dp
         if dp is None:
             return
@@ -297,7 +305,7 @@ class TorchTrainer:
         is_python = not any(isinstance(part, torch.jit.ScriptModule) for part in self.module.modules())
         expected = "a model of Python code, because DP-SGD cannot read a scripted module"
         require(is_python, "module", "a scripted module", expected, "the module before torch.jit.script")
-        clipped = self._clipped(clip=dp.clip)
+        clipped = client_steps.clipped(clip=dp.clip)
         if not clipped.method:
             self._model.load(request.params_D)
             self._model.module.train()
