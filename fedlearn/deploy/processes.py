@@ -84,6 +84,7 @@ class Child:
 
     Attributes:
         process: the running process; None before the first start.
+        started_at: time of the last start, as a Unix time; 0 before the first start.
         restarts: times of the last restarts, on the monotonic clock.
     """
 
@@ -94,6 +95,7 @@ class Child:
     cwd: Path | None = None
     parent_death_signal: int = signal.SIGKILL
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    started_at: float = field(default=0.0, init=False)
     restarts: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_RESTARTS), init=False)
     _log_start: int = field(default=0, init=False)  # position in the log at the last start, in bytes
 
@@ -107,7 +109,7 @@ class Child:
                 os._exit(1)
 
         with self.log.open("ab") as log:
-            self._log_start = log.tell()
+            self._log_start, self.started_at = log.tell(), time.time()
             self.process = subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,

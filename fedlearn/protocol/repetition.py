@@ -49,7 +49,7 @@ class Repetition:
     _reported: dict[str, float] = field(default_factory=dict)
 
     def interrupted(self, in_flight: Mapping[str, Any]) -> list[str]:
-        """Return Flower's ids of the messages whose node has connected anew since they were sent."""
+        """Return Flower's ids of the messages whose connection to the node has started since they were sent."""
         since = self.connected_since() if in_flight else {}
         return [id for id, sent in in_flight.items() if since.get(sent.node_id, 0.0) > sent.sent_at_unix]
 

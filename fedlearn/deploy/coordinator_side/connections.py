@@ -1,6 +1,7 @@
 """Write the start of each node's connection to a file, from which the processes of runs read it.
 
-A message that a node received over an earlier connection may be lost. So a run sends its request again.
+A message that a node received over an earlier connection may be lost. So may a response that an earlier SuperLink
+received. So a run sends its request again.
 """
 
 from __future__ import annotations
@@ -17,18 +18,20 @@ from fedlearn.deploy.coordinator_side.control_api import NodeState
 CONNECTIONS_FILE = "connections.json"  # in the state folder of the coordinator
 
 
-def write_connections(state: Path, nodes: list[NodeState]) -> None:
-    """Write the start of the connection of each node.
+def write_connections(state: Path, nodes: list[NodeState], *, link_started_at: float = 0.0) -> None:
+    """Write the start of the connection of each node. No connection is older than the SuperLink.
 
     Args:
         state: state folder of the coordinator.
         nodes: states of all nodes.
+        link_started_at: start of the SuperLink, as a Unix time.
     """
     times = dict[str, float]()
     for node in nodes:
         if node.state == "online":
             with suppress(ValueError):
-                times[str(node.id)] = datetime.fromisoformat(node.since).timestamp()
+                since = datetime.fromisoformat(node.since).timestamp()
+                times[str(node.id)] = max(since, link_started_at)
     write_atomically(state / CONNECTIONS_FILE, json.dumps(times))
 
 

@@ -22,11 +22,14 @@ class LinkProbe(threading.Thread):
     Args:
         connect: function that returns a connection to the coordinator.
         state: state folder of the coordinator, for the connections of the nodes.
+        started_at: function that returns the start of the SuperLink, as a Unix time.
     """
 
-    def __init__(self, connect: Callable[[], CoordinatorClient], state: Path) -> None:
+    def __init__(
+        self, connect: Callable[[], CoordinatorClient], state: Path, started_at: Callable[[], float] = lambda: 0.0
+    ) -> None:
         super().__init__(daemon=True, name="probe of the SuperLink")
-        self._connect, self.state = connect, state
+        self._connect, self.state, self._started_at = connect, state, started_at
         self._answered_at, self._problem = time.monotonic(), ""
 
     def run(self) -> None:
@@ -34,7 +37,8 @@ class LinkProbe(threading.Thread):
         control = self._connect()
         while True:
             try:
-                write_connections(self.state, control.node_states())
+                started_at = self._started_at()  # before the request, which a later SuperLink may answer
+                write_connections(self.state, control.node_states(), link_started_at=started_at)
                 self._answered_at, self._problem = time.monotonic(), ""
             except (ConnectionProblem, OSError) as error:
                 self._problem = str(error).splitlines()[0]
