@@ -18,7 +18,6 @@ from fedlearn.engines.deployed import grid
 from fedlearn.runner.callbacks import build_callbacks
 from fedlearn.runner.compat import command_line_parser
 from fedlearn.runner.compose import Job, compose
-from fedlearn.runner.dry_run import refuse_dry_run
 from fedlearn.runner.named_settings import name_settings, resolve_settings, user_builders
 from fedlearn.runner.plan import build_plan
 from fedlearn.runner.registry import Registry, installed_registry
@@ -122,7 +121,6 @@ def compose_job(overrides: Sequence[str]) -> Job:
     (job,) = compose(args) if not args.multirun else [None]
     if job is None or job.is_sweep:
         raise UsageError("-m starts several runs\n  expected  one run at a time\n  advice    one submission per run")
-    refuse_dry_run(job.cfg, "a run at real nodes")
     return job
 
 

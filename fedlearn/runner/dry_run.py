@@ -45,7 +45,7 @@ def refuse_dry_run(cfg: Mapping[str, Any] | DictConfig, command: str) -> None:
         cfg: all settings.
         command: name of the command, for the error.
     """
-    expected = f"false for {command}; only simulations.run has a dry run"
+    expected = f"false for {command}; only simulations.run and deploy.submit have a dry run"
     require(not is_dry_run(cfg), "dry_run", "true", expected, "python -m simulations.run dry_run=true")
 
 

@@ -20,6 +20,7 @@ from fedlearn.core.records import ServerState
 from fedlearn.errors import FedlearnError, did_you_mean
 from fedlearn.runner.callbacks import build_callbacks
 from fedlearn.runner.compat import parse_override
+from fedlearn.runner.dry_run import refuse_dry_run
 from fedlearn.runner.environment import set_environment
 from fedlearn.runner.experiment import Experiment
 from fedlearn.runner.initial_weights import first_state
@@ -56,6 +57,7 @@ def resume(folder: Path, overrides: Sequence[str] = (), *, run_mode: RunMode = S
     checkpoint.check_format(folder / CHECKPOINT_FOLDER)
     cfg = _apply_overrides(read_run_config(folder), overrides)
     run_mode.check_settings(cfg)
+    refuse_dry_run(cfg, "a resumed run")
     plan, callbacks = build_plan(cfg, run_mode.parts), build_callbacks(cfg, run_mode.parts.callbacks)
     set_environment(cfg.get("framework"))
     with locked_run_folder(folder):

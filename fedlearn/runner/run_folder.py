@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
@@ -44,9 +44,13 @@ class RunFolderLock:
     path: Path
     created_folders: tuple[Path, ...]
 
-    def discard(self) -> None:
-        """Remove the files and folders of a run that never started."""
-        for name in (CONFIG_FILE, LOG_FILE, LOCK_FILE, DIGESTS_FILE):
+    def discard(self, files: Sequence[str] = ()) -> None:
+        """Remove the files and folders of a run that never started.
+
+        Args:
+            files: names of further files of the run.
+        """
+        for name in (CONFIG_FILE, LOG_FILE, LOCK_FILE, DIGESTS_FILE, *files):
             with suppress(OSError):
                 (self.path / name).unlink()
         shutil.rmtree(self.path / MODEL_FOLDER, ignore_errors=True)

@@ -28,6 +28,7 @@ class RunMode:
         create_console: function that returns the console of the run; None, the default, keeps the default console.
         check_settings: function that refuses settings of a submitter that the operator does not allow; the default
             accepts all settings.
+        files: names of further files that the mode writes into a run folder.
         parts: objects of a Python program that replace groups of settings; default none.
     """
 
@@ -36,6 +37,7 @@ class RunMode:
     resume_command: Callable[[Path], str]
     create_console: Callable[[], Console] | None = None
     check_settings: Callable[[DictConfig], None] = lambda cfg: None
+    files: tuple[str, ...] = ()
     parts: Parts = NO_PARTS
 
 

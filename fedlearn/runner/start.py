@@ -25,7 +25,7 @@ from fedlearn.runner.builders import BuildError
 from fedlearn.runner.callbacks import build_callbacks
 from fedlearn.runner.compat import command_line_parser, parse_override, run_command_line
 from fedlearn.runner.compose import CONF_DIR, Job, compose, with_custom_targets
-from fedlearn.runner.dry_run import is_dry_run, print_dry_run, refuse_dry_run
+from fedlearn.runner.dry_run import is_dry_run, print_dry_run
 from fedlearn.runner.environment import set_environment
 from fedlearn.runner.evaluation.subgroups import require_subgroups
 from fedlearn.runner.initial_weights import first_state, require_source
@@ -76,21 +76,19 @@ def run(job: Job, planned: Plan | None = None, *, run_mode: RunMode = SIMULATION
         BuildError: code that the settings name failed. The run folder remains; ``run.log`` has the traceback.
     """
     set_environment(job.cfg.get("framework"))
-    if run_mode is not SIMULATION:
-        refuse_dry_run(job.cfg, "this command")
     reserved = reserve_run_folder(job.folder, chosen=job.chosen)
     try:
         with locked_run_folder(reserved.path):
             outcome = _run_in_folder(job.cfg, reserved.path, planned, run_mode)
         if is_dry_run(job.cfg):
-            reserved.discard()
+            reserved.discard(run_mode.files)
         return outcome
     except BuildError:
         sys.stderr.write(f"see {reserved.path / LOG_FILE}\n")
         raise
     except (FedlearnError, KeyboardInterrupt) as error:
         if not (reserved.path / METRICS_FILE).exists():
-            reserved.discard()
+            reserved.discard(run_mode.files)
         elif isinstance(error, KeyboardInterrupt):
             sys.stderr.write(f"to resume: {run_mode.resume_command(reserved.path)}\n")
         raise

@@ -108,6 +108,6 @@ def test_a_run_warns_once_about_a_layer_without_a_gradient(shown, heads):
 def test_other_commands_refuse_a_dry_run_by_name():
     with pytest.raises(SettingError) as caught:
         refuse_dry_run({"dry_run": True}, "fedlearn.run")
-    assert caught.value.expected == "false for fedlearn.run; only simulations.run has a dry run"
+    assert caught.value.expected == "false for fedlearn.run; only simulations.run and deploy.submit have a dry run"
     refuse_dry_run({"dry_run": False}, "fedlearn.run")
     assert not is_dry_run({})

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from fedlearn.deploy.connectivity import ConnectionProblem
-from fedlearn.deploy.keys import add, create, revoke
+from fedlearn.deploy.key_folders import add, create, revoke
 from fedlearn.deploy.run_log import Follower
 from fedlearn.runner.start import main as simulate
 
@@ -171,6 +171,19 @@ def test_a_full_disk_ends_the_run_by_name_and_keeps_the_last_checkpoint(federati
     assert "can no longer be written: No space left on device" in run.text
     assert "python -m fedlearn.deploy.submit --resume full" in run.text
     assert [path.name for path in (run.folder / "checkpoints").glob("round_*")] == ["round_000001.safetensors"]
+
+
+@pytest.mark.slow
+def test_a_dry_run_asks_the_nodes_and_trains_nothing(federation):
+    run = federation.run("rounds=7", "dry_run=true", name="dry")
+    assert run.code == 0, run.text
+    assert "at 2 nodes" in run.text
+    assert "in 7 rounds" in run.text
+    assert "nothing was trained, and no run folder remains" in run.text
+    assert not run.folder.exists()
+    refused = federation.run("strategy=fedadam", "dry_run=true", name="dry_refused")
+    assert refused.code == 2, refused.text
+    assert "fedadam is not accepted" in refused.text
 
 
 def test_an_order_outside_the_policy_is_refused_with_the_reason(federation):

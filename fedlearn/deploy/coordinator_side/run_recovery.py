@@ -145,7 +145,9 @@ class RunRecovery:
         is_stopped = Submissions(self.state).is_stop_requested(run_id)
         is_continued = any(_request_in(other).get("continues") == run_id for _, other in configs.values())
         request = _request_in(config)
-        if request.get("do") in ("run", "resume") and not (is_stopped or is_continued):
+        settings = request.get("settings")
+        is_dry_run = isinstance(settings, dict) and settings.get("dry_run") is True  # it has no rounds to save
+        if request.get("do") in ("run", "resume") and not (is_stopped or is_continued or is_dry_run):
             self._continue_if_allowed(run_id, request, config)
         if not status.finished:  # after the start of the other run, so that its submitter always finds it
             self.control.stop(run_id)

@@ -176,6 +176,7 @@ def _run_mode(grid: Grid, request: Mapping[str, Any], runs: Path) -> RunMode:
             "{folder}", shlex.quote(_name_of(folder, runs))
         ),
         check_settings=check_submitted_settings,
+        files=(DEPLOYMENT_FILE, SITES_FILE),
     )
 
 

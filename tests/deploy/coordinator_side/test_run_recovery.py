@@ -132,6 +132,14 @@ def test_a_run_that_a_person_has_asked_to_stop_is_not_resumed(place):
     assert control.stopped == [run]
 
 
+def test_a_dry_run_is_not_resumed_because_it_would_train(place):
+    control, recovery, state, _ = place
+    run = control.add({**RUN, "settings": {"rounds": 5, "dry_run": True}}, RunStatus("running"))
+    write_process(state, run, DEAD)
+    recovery.check()
+    assert (len(control.runs), control.stopped) == (1, [run])
+
+
 @pytest.mark.parametrize("change", ["revoked", "viewer", "removed", "damaged"])
 def test_a_run_of_a_person_who_may_start_no_runs_is_not_resumed(place, change):
     control, recovery, state, lines = place
