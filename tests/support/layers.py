@@ -26,6 +26,7 @@ TABLE = {
     "tests/data/test_partition": "framework",
     "tests/deploy/test_processes": "process",
     "tests/deploy/test_chaos": "process",
+    "tests/deploy/test_fault_table": "process",
     "tests/deploy/test_deployment": "process",
     "tests/deploy/test_containers": "docs",
     "tests/deploy/test_run_log": "framework",
@@ -91,6 +92,7 @@ TABLE = {
 # these start clusters and federations of many processes; a small machine has memory for one at a time
 CROWDED = (
     "tests/deploy/test_chaos",
+    "tests/deploy/test_fault_table",
     "tests/deploy/test_deployment",
     "tests/deploy/test_rehearse",
     "tests/deploy/test_sites_of_a_deployment",
