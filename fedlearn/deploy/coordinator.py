@@ -22,6 +22,7 @@ import httpx
 
 from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
 from fedlearn.core.import_path import WORKING_FOLDER_ENV
+from fedlearn.deploy.certificates import expiry
 from fedlearn.deploy.config_file import add_config_option
 from fedlearn.deploy.connectivity import ConnectionProblem, check_connection, free_port, is_final, join_address
 from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient
@@ -36,7 +37,7 @@ from fedlearn.deploy.coordinator_side.key_sync import KeySync
 from fedlearn.deploy.coordinator_side.probes import LinkProbe, executor_problem
 from fedlearn.deploy.coordinator_side.run_recovery import RunRecovery
 from fedlearn.deploy.coordinator_side.web_pages import Pages, Ports, open_ports
-from fedlearn.deploy.keys import ALLOWED, CA, CERTIFICATE, SECRET, SERVER_KEY, KeysError, expiry
+from fedlearn.deploy.key_files import ALLOWED, CA, CERTIFICATE, SECRET, SERVER_KEY, KeysError
 from fedlearn.deploy.log_format import add_log_option, use_log_format
 from fedlearn.deploy.persons import PERSONS_FILE, may_submit, new_token, read_persons, token_digest
 from fedlearn.deploy.processes import Child, Children, flower_environment, module_command, private_files
@@ -129,7 +130,7 @@ def _serve(keys: Path, state: Path, runs: Path, host: str, port: int, registry: 
             f"runs          {runs.resolve()}\nlogs          {state.resolve()}\n{page_lines}ready\n"
         )
         sys.stdout.flush()
-        probe = LinkProbe(lambda: CoordinatorClient(local, keys, token=token), state)
+        probe = LinkProbe(lambda: CoordinatorClient(local, keys, token=token), state, lambda: link.started_at)
         probe.start()
         watches = [
             Watch("the SuperLink", probe.problem, link, on_restart=key_sync.forget),

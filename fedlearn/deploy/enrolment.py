@@ -31,7 +31,7 @@ from fedlearn.core.plain_text import plain_line
 from fedlearn.core.private_files import write_private
 from fedlearn.core.serialization import WireError, read_fields
 from fedlearn.deploy.client_ids import format_client_ids
-from fedlearn.deploy.keys import (
+from fedlearn.deploy.key_files import (
     ALLOWED,
     CA,
     NODE_KEY,

@@ -20,7 +20,7 @@ from fedlearn.advice import command
 from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
 from fedlearn.deploy.config_file import add_config_option
 from fedlearn.deploy.connectivity import ConnectionProblem, check_connection, is_final, parse_address
-from fedlearn.deploy.keys import CA, NODE_KEY
+from fedlearn.deploy.key_files import CA, NODE_KEY
 from fedlearn.deploy.log_format import add_log_option, use_log_format
 from fedlearn.deploy.node_side.messenger_state import NOT_ADMITTED, STATE_FILE, read_problem
 from fedlearn.deploy.node_side.trainer_client import TrainerClient

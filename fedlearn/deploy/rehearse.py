@@ -21,7 +21,7 @@ from fedlearn.core.command_line import command_parser, exit_code, take_settings,
 from fedlearn.core.tasks import TASKS
 from fedlearn.deploy.client_ids import format_client_ids
 from fedlearn.deploy.connectivity import free_port
-from fedlearn.deploy.keys import create
+from fedlearn.deploy.key_folders import create
 from fedlearn.deploy.node_side.order_settings import option_name
 from fedlearn.deploy.processes import GRACE_S, Child, Children, module_command, private_files
 from fedlearn.deploy.proxies import LOCAL_HOSTS, exclude_from_proxies

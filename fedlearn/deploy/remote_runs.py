@@ -16,7 +16,7 @@ from fedlearn.core.serialization import WireError, read_fields
 from fedlearn.deploy.connectivity import ConnectionProblem, explained_errors, read_key_file
 from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient, RunState
 from fedlearn.deploy.coordinator_side.request_limits import API_PREFIX
-from fedlearn.deploy.keys import CA, TOKEN
+from fedlearn.deploy.key_files import CA, TOKEN
 from fedlearn.errors import FedlearnError, did_you_mean
 
 TIMEOUT_S = 60.0  # seconds without a byte

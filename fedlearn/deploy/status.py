@@ -139,7 +139,7 @@ def _print_tables(status: dict[str, Any]) -> None:
     nodes = Table("node", "state", "since", "last seen", "version", "framework", "last run", box=None, pad_edge=False)
     for node in status["nodes"]:
         framework = " on ".join(filter(None, (node["framework"], node["device"])))
-        times = (_short_time(node["since"]), _short_time(node["last_seen"]))
+        times = (_short_time(node["since"]), _short_time(node["last_heartbeat"]))
         last = (*times, node["version"] or "-", framework or "-", node["last_run"] or "-")
         nodes.add_row(node["name"], node["state"], *last)
     out.print(f"coordinator  {status['coordinator']}   {_short_time(status['time'])} UTC\n")

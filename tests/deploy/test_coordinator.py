@@ -6,7 +6,8 @@ from datetime import timedelta
 import pytest
 from filelock import FileLock
 
-from fedlearn.deploy import keys
+from fedlearn.deploy import certificates, keys
+from fedlearn.deploy.certificates import expiry
 from fedlearn.deploy.coordinator import main
 from fedlearn.errors import FedlearnError
 from fedlearn.runner.registry import installed_registry, read_builders
@@ -30,9 +31,9 @@ def test_a_port_that_is_taken_is_refused_by_name(keys_folder, capsys):
 
 
 def test_an_expired_certificate_is_refused_before_anything_starts(keys_folder, monkeypatch, capsys):
-    monkeypatch.setattr(keys, "CLOCK_SKEW", timedelta(days=3))
+    monkeypatch.setattr(certificates, "CLOCK_SKEW", timedelta(days=3))
     certificate = keys_folder / "keys/coordinator/server.crt"
-    monkeypatch.setattr("fedlearn.deploy.coordinator.time.time", lambda: keys.expiry(certificate).timestamp() + 1)
+    monkeypatch.setattr("fedlearn.deploy.coordinator.time.time", lambda: expiry(certificate).timestamp() + 1)
     assert start(keys_folder, "--port", "0") == 2
     told = capsys.readouterr().err
     assert "the server certificate expired on" in told

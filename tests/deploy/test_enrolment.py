@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedlearn.deploy import enrolment, keys
+from fedlearn.deploy.key_files import read_admitted
 from fedlearn.deploy.node_bindings import read_bindings
 from fedlearn.deploy.node_side.masking_keys import read_identities, read_masking_keys
 from fedlearn.errors import FedlearnError
@@ -59,7 +60,7 @@ def test_a_site_joins_with_its_own_keys(folder, site, part):
     assert (site / "ca.crt").read_bytes() == (folder / "ca.crt").read_bytes()
     key = formats.load_ssh_private_key(private["node.key"], None).public_key()
     pem = key.public_bytes(formats.Encoding.PEM, formats.PublicFormat.SubjectPublicKeyInfo)
-    assert keys.read_admitted(folder / "coordinator/allowed")[pem] == "north"
+    assert read_admitted(folder / "coordinator/allowed")[pem] == "north"
     assert str(read_bindings(folder / "coordinator/nodes.yaml")["north"]) == "clients 0-2, at most 5000 examples each"
     masking = read_masking_keys(site)
     assert masking.public_key == read_identities(folder / "coordinator/masking.pub")["north"]

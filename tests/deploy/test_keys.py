@@ -7,10 +7,13 @@ import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization as formats
 
-from fedlearn.deploy import keys
+from fedlearn.deploy import certificates, keys
+from fedlearn.deploy.certificates import expiry, hosts_of
 from fedlearn.deploy.connectivity import ConnectionProblem, check_connection
+from fedlearn.deploy.node_bindings import read_bindings
 from fedlearn.deploy.node_side.masking_keys import read_identities, read_masking_keys
 from fedlearn.errors import FedlearnError, SettingError
 
@@ -79,10 +82,10 @@ def test_renewal_keeps_hosts_and_authority_and_nodes(keys_folder):
     old = (keys_folder / "coordinator/server.crt").read_bytes()
     kept = {path: path.read_bytes() for path in (keys_folder / "nodes").rglob("*") if path.is_file()}
     keys.renew(keys_folder, days=90)
-    certificate = keys.x509.load_pem_x509_certificate((keys_folder / "coordinator/server.crt").read_bytes())
+    certificate = x509.load_pem_x509_certificate((keys_folder / "coordinator/server.crt").read_bytes())
     assert certificate.public_bytes(formats.Encoding.PEM) != old
-    assert keys.hosts_of(certificate) == HOSTS
-    left = keys.expiry(keys_folder / "coordinator/server.crt") - datetime.now(UTC)
+    assert hosts_of(certificate) == HOSTS
+    left = expiry(keys_folder / "coordinator/server.crt") - datetime.now(UTC)
     assert timedelta(days=89) < left < timedelta(days=91)
     assert {path: path.read_bytes() for path in kept} == kept
 
@@ -164,8 +167,8 @@ def test_the_certificate_is_trusted_under_each_of_its_names(keys_folder, listen)
 
 
 def test_an_expired_certificate_is_named(keys_folder, listen, monkeypatch):
-    monkeypatch.setattr(keys, "CLOCK_SKEW", timedelta(days=3))
-    monkeypatch.setattr(keys, "datetime", LongAgo)
+    monkeypatch.setattr(certificates, "CLOCK_SKEW", timedelta(days=3))
+    monkeypatch.setattr(certificates, "datetime", LongAgo)
     keys.renew(keys_folder, days=1)
     with pytest.raises(ConnectionProblem, match="its certificate has expired"):
         check_connection(f"localhost:{listen(keys_folder / 'coordinator')}", keys_folder / "ca.crt", timeout_s=5)
@@ -217,7 +220,7 @@ def test_client_ids_are_bound_to_keys_at_the_coordinator_and_at_each_node(tmp_pa
     assert not (folder / "nodes/east").exists()
     keys.revoke(folder, ["north"])
     keys.bind(folder / "coordinator", ["south=0-3"])
-    assert [*keys.read_bindings(folder / "coordinator/nodes.yaml")] == ["south", "west"]
+    assert [*read_bindings(folder / "coordinator/nodes.yaml")] == ["south", "west"]
 
 
 def test_a_coordinator_cannot_give_a_key_the_clients_of_another_node(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlearn.deploy.keys import add
+from fedlearn.deploy.key_folders import add
 from fedlearn.deploy.processes import GRACE_S, Child, Children, module_command
 from fedlearn.deploy.rehearse import Rehearsal
 from tests.deploy.conftest import FAULTS, LIMIT_S, POLICY, ROOT, Federation, interrupt

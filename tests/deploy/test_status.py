@@ -9,8 +9,8 @@ from fedlearn.deploy.cancel import main as cancel
 from fedlearn.deploy.connectivity import ConnectionProblem
 from fedlearn.deploy.fetch import main as fetch
 from fedlearn.deploy.history import main as history
-from fedlearn.deploy.keys import add_person_to
 from fedlearn.deploy.logs import main as logs
+from fedlearn.deploy.person_keys import add_person_to
 from fedlearn.deploy.persons import revoke_person
 from fedlearn.deploy.remote_runs import list_runs
 from fedlearn.deploy.run_log import Follower
@@ -50,6 +50,7 @@ def test_status_names_the_nodes_and_a_finished_run(federation, options, capsys):
     assert code == 0
     assert [node["state"] for node in shown["nodes"]] == ["online", "online"]
     assert all(node["name"] and node["since"] for node in shown["nodes"])
+    assert all(node["since"][:19] <= node["last_heartbeat"][:19] <= shown["time"] for node in shown["nodes"])
     (run,) = [run for run in shown["runs"] if run["folder"] == "shown"]
     assert (run["status"], run["outcome"], run["exit_code"]) == ("finished", "completed", 0)
     assert run["experiment"] == "diabetes · fedavg"

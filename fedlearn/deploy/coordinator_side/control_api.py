@@ -16,7 +16,7 @@ from fedlearn.core.plain_text import plain_line
 from fedlearn.deploy.connectivity import ConnectionProblem, explained_errors, parse_address, read_key_file
 from fedlearn.deploy.coordinator_side.app_bundle import NAME_KEY, PERSON_KEY, REQUEST_KEY, parse_exit_code
 from fedlearn.deploy.coordinator_side.run_requests import read_request
-from fedlearn.deploy.keys import CA, TOKEN
+from fedlearn.deploy.key_files import CA, TOKEN
 from fedlearn.flower.compat import ControlClient
 
 
@@ -51,14 +51,14 @@ class NodeState:
         id: Flower's id of the node.
         state: ``online``; ``offline``, if its heartbeats stopped; or ``registered``, if it never connected.
         since: time of its last connection or of its end, UTC, in ISO 8601; empty if it never connected.
-        last_seen: time of its last heartbeat, or of its end if it is offline; empty if it never connected.
+        last_heartbeat: time of its last heartbeat, or of its end if it is offline; empty if it never connected.
     """
 
     name: str
     id: int
     state: str
     since: str
-    last_seen: str = ""
+    last_heartbeat: str = ""
 
 
 @dataclass(frozen=True)
@@ -183,13 +183,13 @@ class CoordinatorClient:
                 id=int(node.node_id),
                 state=str(node.status),
                 since=str(node.last_activated_at if node.status == "online" else node.last_deactivated_at),
-                last_seen=self._last_seen(node),
+                last_heartbeat=self._last_heartbeat(node),
             )
             for node in nodes
         ]
         return sorted(states, key=lambda state: state.name)
 
-    def _last_seen(self, node: Any) -> str:
+    def _last_heartbeat(self, node: Any) -> str:
         if node.status != "online":
             return str(node.last_deactivated_at)
         # a node names the interval of its heartbeats, so the result is bounded

@@ -11,7 +11,7 @@ from fedlearn.core.plain_text import plain_text
 from fedlearn.deploy.connectivity import ConnectionProblem
 from fedlearn.deploy.coordinator_side.admission import write_nodes
 from fedlearn.deploy.coordinator_side.control_api import NodeState
-from fedlearn.deploy.keys import ALLOWED, KeysError, read_admitted
+from fedlearn.deploy.key_files import ALLOWED, KeysError, read_admitted
 
 RETRY_INTERVAL_S = 5.0  # seconds until the next attempt after a problem
 

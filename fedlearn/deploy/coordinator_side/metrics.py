@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
+from fedlearn.deploy.certificates import expiry
 from fedlearn.deploy.connectivity import ConnectionProblem
-from fedlearn.deploy.keys import CERTIFICATE, KeysError, expiry
+from fedlearn.deploy.key_files import CERTIFICATE, KeysError
 from fedlearn.deploy.metrics import Sample, common_samples
 from fedlearn.web.run_views import RUNNING, STARTING, RunView
 from fedlearn.web.sources import Snapshot

@@ -18,7 +18,7 @@ from fedlearn.deploy.coordinator_side.environment import LOCAL_DIGEST_ENV, NODES
 from fedlearn.deploy.coordinator_side.request_limits import MAX_CONNECTIONS, App, RequestLimits
 from fedlearn.deploy.coordinator_side.run_api import RunApi
 from fedlearn.deploy.coordinator_side.submissions import Submissions
-from fedlearn.deploy.keys import KeysError, read_public
+from fedlearn.deploy.key_files import KeysError, read_public
 from fedlearn.deploy.log_format import stamp_output
 from fedlearn.deploy.persons import Persons
 from fedlearn.flower.compat import run_superlink, signing_key

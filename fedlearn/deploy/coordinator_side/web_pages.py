@@ -14,11 +14,12 @@ from socket import socket
 from cryptography import x509
 
 from fedlearn.deploy.audit_log import AuditLog
+from fedlearn.deploy.certificates import hosts_of
 from fedlearn.deploy.connectivity import join_address
 from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient
 from fedlearn.deploy.coordinator_side.metrics import coordinator_samples
 from fedlearn.deploy.coordinator_side.web_source import CoordinatorSource, PersonAccounts
-from fedlearn.deploy.keys import CERTIFICATE, SERVER_KEY, hosts_of
+from fedlearn.deploy.key_files import CERTIFICATE, SERVER_KEY
 from fedlearn.deploy.metrics import Sample, format_metrics
 from fedlearn.deploy.persons import PERSONS_FILE
 from fedlearn.flower.compat import HEAD_TIMEOUT_S, http_protocol

@@ -27,7 +27,7 @@ from flwr.app import Error, Message
 from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
 from fedlearn.core.plain_text import plain_line
 from fedlearn.deploy.connectivity import explain, read_key_file
-from fedlearn.deploy.keys import CA, NODE_KEY
+from fedlearn.deploy.key_files import CA, NODE_KEY
 from fedlearn.deploy.log_format import configure_logging
 from fedlearn.deploy.node_side.messenger_state import NOT_ADMITTED, MessengerState
 from fedlearn.deploy.node_side.trainer_client import TrainerClient, TrainerUnavailable
