@@ -30,13 +30,17 @@ def sgd(learning_rate: float = 1.0, *, momentum: float = 0.0, nesterov: bool = F
     require(is_number(momentum, at_least=0, below=1), "momentum", momentum, "in [0, 1)", "momentum=0.9")
     _require_rate(learning_rate)
     if not momentum:
-        return Transform(update=lambda update_D, state, context: (learning_rate * update_D, state))
+        return Transform(update=lambda update_D, state, context: (_scaled(update_D, learning_rate), state))
 
     def update(update_D: Array, state: State, context: Context) -> tuple[Array, State]:
         v_D = momentum * asarray_like(state["v"], update_D) + update_D
         return learning_rate * (update_D + momentum * v_D if nesterov else v_D), {"v": v_D}
 
     return Transform(init=lambda layout: {"v": zeros(layout)}, update=update)
+
+
+def _scaled(update_D: Array, learning_rate: float) -> Array:
+    return update_D if learning_rate == 1 else learning_rate * update_D
 
 
 SecondMoment = Callable[[Array, Array], Array]  # (v, update) -> v

@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 from fedlearn.core.lazy_names import LazyName, lazy_names
-from fedlearn.engines.base import InProcessEngine, failure, serial, vector
+from fedlearn.engines.base import InProcessEngine, serial, vector
+from fedlearn.engines.block_training import failure
 
 if TYPE_CHECKING:
     from fedlearn.engines.byzantine import ByzantineEngine

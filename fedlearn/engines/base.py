@@ -1,4 +1,4 @@
-"""Train clients in this process, one at a time or in blocks.
+"""Train clients in this process, one at a time or in blocks, or in the processes of a pool.
 
 Shapes: K clients in a block, D parameters.
 """
@@ -6,9 +6,9 @@ Shapes: K clients in a block, D parameters.
 from __future__ import annotations
 
 import sys
-import traceback
-from bdb import BdbQuit
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import chain
 
 import numpy as np
 
@@ -18,37 +18,37 @@ from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.records import (
     Array,
     ClientId,
-    ClientWork,
     Examples,
     Failure,
     FailureStage,
     InFlight,
     Predictions,
     Request,
-    State,
     Updates,
 )
 from fedlearn.core.threads import available_cores
-from fedlearn.errors import SettingError, is_count, require
+from fedlearn.engines.block_training import Block, BlockTrainer
+from fedlearn.engines.process_pool import ProcessPool
+from fedlearn.errors import is_count, require
 from fedlearn.loop.base_engine import BaseEngine, engine_builder
-from fedlearn.loop.client_update import client_step, client_step_mixed_rounds, initial_client_state
+from fedlearn.loop.client_update import initial_client_state
 from fedlearn.loop.local_training import personal_model
 from fedlearn.loop.protocols import Trainer
 from fedlearn.trainers.contract import check_data, warn_about
-from fedlearn.trainers.process_pool import ProcessPoolTrainer
 
 
 class InProcessEngine(BaseEngine):
-    """Run clients in this process, ``block_size`` at a time.
+    """Run clients in this process, ``block_size`` at a time, or in the processes of a pool.
 
     Args:
         data: examples of each client.
         trainer: trainer of the model.
-        block_size: clients per block, >= 1.
+        block_size: clients per block in this process, >= 1.
         mixed_block_size: clients per block of requests from different rounds (asynchronous strategies); None:
             ``block_size``. After a stop these blocks have other clients, so results must not depend on the block.
         raise_failures: True raises the exception of the first client that fails, for a debugger. False records a
             `Failure`, and the round continues. The command ``q`` of a debugger always ends the run.
+        pool: processes that train the blocks with much work; None trains all blocks in this process.
     """
 
     in_process = True
@@ -61,12 +61,13 @@ class InProcessEngine(BaseEngine):
         block_size: int,
         mixed_block_size: int | None = None,
         raise_failures: bool = False,
+        pool: ProcessPool | None = None,
     ) -> None:
         super().__init__(data.clients, trainer.layout)
-        self.data, self.trainer, self.block_size = data, trainer, block_size
+        self.data, self.pool, self.block_size = data, pool, block_size
+        self.trainer: Trainer = pool or trainer
         self.mixed_block_size = min(block_size, mixed_block_size or block_size)
-        self._raised: tuple[type[Exception], ...] = (Exception,) if raise_failures else (BdbQuit,)
-        self._raised_in_training = (SettingError, *self._raised)
+        self._blocks = BlockTrainer(data, trainer, raise_failures=raise_failures)
 
     def fit(self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Updates | Failure]:
         """Train the cohort, one block after another."""
@@ -74,18 +75,7 @@ class InProcessEngine(BaseEngine):
             for block in split_into_blocks(cohort, self.block_size):
                 yield from self._fit_client_models(request, strategy, block)
             return
-        initial = initial_client_state(strategy, self.layout, request.params_D)
-        for block in split_into_blocks(cohort, self.block_size):
-            work = []
-            for client in block:
-                try:
-                    work.append(self._work(client, initial))
-                except self._raised:
-                    raise
-                except Exception as error:
-                    yield failure(client, FailureStage.DATA, error)
-            if work:
-                yield from self._fit_block(request, strategy, work)
+        yield from self._train(strategy, sorted(cohort), [request])
 
     def _fit_client_models(
         self, request: Request, strategy: Strategy, block: Sequence[ClientId]
@@ -100,18 +90,38 @@ class InProcessEngine(BaseEngine):
 
     def fit_mixed_rounds(self, strategy: Strategy, block: Sequence[InFlight]) -> Iterator[Updates | Failure]:
         """Train a block of clients whose requests are from different rounds."""
-        requests, work = [], []
-        for flight in block:
+        clients, requests = [item.client for item in block], [item.request for item in block]
+        yield from self._train(strategy, clients, requests, is_mixed=True)
+
+    def _train(
+        self, strategy: Strategy, clients: Sequence[ClientId], requests: Sequence[Request], *, is_mixed: bool = False
+    ) -> Iterator[Updates | Failure]:
+        """Train clients with one request, or with one request each. Store their new states."""
+        num_examples = round(len(clients) * self._mean_size) if self.pool else 0
+        pool = self.pool if len(clients) > 1 and self.pool and self.pool.supports(requests[0], num_examples) else None
+        parts = pool.parts(len(clients)) if pool else block_slices(len(clients), self.block_size)
+        blocks = [self._block(clients[part], requests[part] if is_mixed else requests, is_mixed) for part in parts]
+        in_turn = (self._blocks.train(strategy, block) for block in blocks)
+        for result in pool.train(strategy, blocks) if pool else chain.from_iterable(in_turn):
+            if isinstance(result, Updates):
+                self._store_client_states(result)
+            yield result
+            del result  # its memory serves the next block
+
+    def _block(self, clients: Sequence[ClientId], requests: Sequence[Request], is_mixed: bool) -> Block:
+        states = {client: self.client_states[client] for client in clients if client in self.client_states}
+        return Block(clients=clients, requests=requests, client_states=states, is_mixed=is_mixed)
+
+    @cached_property
+    def _mean_size(self) -> float:
+        """The mean number of training examples of a few clients."""
+        sizes = []
+        for i in range(min(10, len(self.clients))):
             try:
-                initial = initial_client_state(strategy, self.layout, flight.request.params_D)
-                work.append(self._work(flight.client, initial))
-                requests.append(flight.request)
-            except self._raised:
-                raise
-            except Exception as error:
-                yield failure(flight.client, FailureStage.DATA, error)
-        if work:
-            yield from self._fit_mixed(strategy, requests, work)
+                sizes.append(len(self.data.train(self.clients[i])))
+            except Exception:  # a failure of this client, in its round
+                sizes.append(0)
+        return float(np.mean(sizes or [0]))
 
     def evaluate(
         self, params_D: Array, cohort: Sequence[ClientId], personal_strategy: Strategy | None = None
@@ -146,9 +156,11 @@ class InProcessEngine(BaseEngine):
 
     def describe(self, cohort_size: int) -> str:
         """Return how a cohort is trained, and the memory of the updates of one block, for the header."""
-        block = min(self.block_size, cohort_size)
-        sizes = [len(self.data.train(self.clients[i])) for i in range(min(10, len(self.clients)))]
-        batching = self.trainer.describe_batching(block, round(block * float(np.mean(sizes or [0]))))
+        num_examples, block = round(cohort_size * self._mean_size), min(self.block_size, cohort_size)
+        pool = self.pool if cohort_size > 1 and self.pool and self.pool.is_worthwhile(num_examples) else None
+        if pool:
+            block = max(part.stop - part.start for part in pool.parts(cohort_size))
+        batching = (pool or self._blocks.trainer).describe_batching(block, round(block * self._mean_size))
         kib = block * 4 * self.layout.num_parameters / 1024
         return f"{batching}, {block} at a time in {f'{kib / 1024:.0f} MiB' if kib > 1024 else f'{kib:.1f} KiB'}"
 
@@ -156,55 +168,16 @@ class InProcessEngine(BaseEngine):
         """Close the trainer, which may have child processes."""
         self.trainer.close()
 
-    def _work(self, client: ClientId, initial: State) -> ClientWork:
-        examples = self.data.train(client)
-        if not len(examples):
-            raise ValueError(f"client {self.data.name(client)} has no training examples")
-        return ClientWork(client=client, examples=examples, client_state=self.client_states.get(client, initial))
-
-    def _fit_block(
-        self, request: Request, strategy: Strategy, work: Sequence[ClientWork]
-    ) -> Iterator[Updates | Failure]:
-        try:
-            updates, failures = client_step(self.trainer, strategy, request, work)
-        except self._raised_in_training as error:  # a setting is wrong for all clients, or a person debugs
-            if self._raised == (Exception,):
-                traceback.print_exception(error)
-                raise (error.__cause__ or error) from None  # the exception of the user's code
-            raise
-        except Exception as error:
-            if len(work) == 1:
-                yield failure(work[0].client, FailureStage.FIT, error)
-            else:  # one client made the block fail: train each client alone, so that the other clients succeed
-                for client_work in work:
-                    yield from self._fit_block(request, strategy, [client_work])
-            return
-        yield from failures
-        if len(updates):
-            self._store_client_states(updates)
-            yield updates
-
-    def _fit_mixed(
-        self, strategy: Strategy, requests: Sequence[Request], work: Sequence[ClientWork]
-    ) -> Iterator[Updates | Failure]:
-        try:
-            results = client_step_mixed_rounds(self.trainer, strategy, requests, work)
-        except self._raised_in_training:
-            raise
-        except Exception:  # one client made the block fail: train each client alone
-            for request, client_work in zip(requests, work, strict=True):
-                yield from self._fit_block(request, strategy, [client_work])
-            return
-        for result in results:
-            if isinstance(result, Updates):
-                self._store_client_states(result)
-            yield result
-
     def _store_client_states(self, updates: Updates) -> None:
         states: Mapping[str, Array] = {name: as_numpy(v) for name, v in updates.client_state.items()}
         if states:
             for k, client in enumerate(updates.clients_K.tolist()):
                 self.client_states[client] = {name: rows_KD[k].copy() for name, rows_KD in states.items()}
+
+
+def block_slices(num_clients: int, size: int) -> list[slice]:
+    """Return the slices of blocks with at most ``size`` clients. All but the last have this size."""
+    return [slice(start, min(start + size, num_clients)) for start in range(0, num_clients, size)]
 
 
 def split_into_blocks(cohort: Sequence[ClientId], size: int) -> Iterator[Sequence[ClientId]]:
@@ -214,15 +187,10 @@ def split_into_blocks(cohort: Sequence[ClientId], size: int) -> Iterator[Sequenc
         yield ascending[start : start + size]
 
 
-def failure(client: ClientId, stage: FailureStage, error: Exception) -> Failure:
-    """Return the `Failure` of one client for an exception, with its traceback."""
-    reason = f"{type(error).__name__}: {error}"
-    return Failure(client=client, stage=stage, reason=reason, traceback=traceback.format_exc())
-
-
 BATCHINGS = ("auto", "map", "vmap", "process_pool")
 MAX_MIXED_BLOCK_SIZE = 31  # clients per block of requests from different rounds; below 32, ``auto`` trains bit-exactly
-MAX_BLOCK_BYTES = 512 * 2**20  # bytes of the updates of a block with automatic size
+MAX_BLOCK_BYTES = 2**29  # bytes of the updates of a block on a device with memory of its own
+MAX_CACHED_BYTES = 2**25  # bytes of the updates of a block on a CPU; larger blocks leave its cache
 
 
 @engine_builder(in_process=True)
@@ -234,7 +202,8 @@ def vector(
     Args:
         data: examples of each client.
         trainer: trainer of the model.
-        block_size: clients per block, >= 1. None: as many clients as fit 512 MiB of updates, at most 1024.
+        block_size: maximum number of clients per block, >= 1. None: on a CPU, as many as fit its cache, at least one
+            per core. On other devices, as many as fit 512 MiB of updates. At most 1024.
         batching: method to train a block, default ``auto``. ``map``: one client after another (JAX: in one program per
             core). ``vmap``: all clients step together, as one batch of models. ``process_pool``: one process per core,
             for torch on the CPU of a Linux machine. ``auto``: a method for the device, the model and the block; the
@@ -261,11 +230,25 @@ def vector(
     is_fork_safe = (
         can_fork and available_cores() > 1 and "jax" not in sys.modules
     )  # threads of jax do not survive a fork
+    pool = None
     if batching == "process_pool" or (batching == "auto" and is_fork_safe):
-        batched = ProcessPoolTrainer(batched, data, num_processes=max(2, available_cores()), auto=batching == "auto")
-    automatic = min(1024, max(1, MAX_BLOCK_BYTES // (4 * max(1, trainer.layout.num_parameters))))
-    mixed_block_size = MAX_MIXED_BLOCK_SIZE if batching == "auto" and trainer.device == "cpu" else None
-    return InProcessEngine(data, batched, block_size=block_size or automatic, mixed_block_size=mixed_block_size)
+        cores, is_auto = max(2, available_cores()), batching == "auto"
+        pool = ProcessPool(batched, data, num_processes=cores, auto=is_auto, block_size=block_size)
+    return InProcessEngine(
+        data,
+        batched,
+        block_size=block_size or automatic_block_size(trainer),
+        mixed_block_size=MAX_MIXED_BLOCK_SIZE if batching == "auto" and trainer.device == "cpu" else None,
+        pool=pool,
+    )
+
+
+def automatic_block_size(trainer: Trainer) -> int:
+    """Return the number of clients of a block whose updates fit the cache of a CPU or the memory of a device."""
+    bytes_per_client = 4 * max(1, trainer.layout.num_parameters)
+    if trainer.device == "cpu":
+        return min(1024, max(available_cores(), MAX_CACHED_BYTES // bytes_per_client))
+    return min(1024, max(1, MAX_BLOCK_BYTES // bytes_per_client))
 
 
 @engine_builder(in_process=True)

@@ -202,6 +202,7 @@ def run_round(
     with _charged_ahead(strategy, engine, state, cohort, journal) as results:
         for result in engine.fit(request, strategy, cohort):
             results.partial = accumulate(results.partial, strategy.aggregate, result)
+            del result  # its memory serves the next clients
         partial = results.partial
         if cohort or not (strategy.privacy_guarantee and strategy.privacy_guarantee.supports_empty_rounds):
             check_failures(partial, len(cohort), schedule.max_failures)

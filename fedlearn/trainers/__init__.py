@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from fedlearn.trainers.augmentation import Augmentation, AugmentedTrainer
     from fedlearn.trainers.jax import JaxTrainer
     from fedlearn.trainers.mixed import MixedTrainer
-    from fedlearn.trainers.process_pool import ProcessPoolTrainer
     from fedlearn.trainers.torch import TorchTrainer
 else:
     __getattr__, __dir__ = lazy_names(
@@ -20,7 +19,6 @@ else:
             "AugmentedTrainer": LazyName("fedlearn.trainers.augmentation"),
             "JaxTrainer": LazyName("fedlearn.trainers.jax", "jax"),
             "MixedTrainer": LazyName("fedlearn.trainers.mixed"),
-            "ProcessPoolTrainer": LazyName("fedlearn.trainers.process_pool"),
             "TorchTrainer": LazyName("fedlearn.trainers.torch", "torch"),
         },
     )
@@ -32,7 +30,6 @@ __all__ = [
     "JaxTrainer",
     "LocalResult",
     "MixedTrainer",
-    "ProcessPoolTrainer",
     "TorchTrainer",
     "batch_plans",
     "initial_parameters",

@@ -26,13 +26,13 @@ from fedlearn.core import (
     checkpoint,  # fmt: skip
 )
 from fedlearn.engines.base import InProcessEngine
+from fedlearn.engines.process_pool import ProcessPool
 from fedlearn.loop.client_update import client_step, initial_client_state
 from fedlearn.loop.local_training import PERSONAL_MODEL, PERSONAL_PARAMETERS
 from fedlearn.loop.scenario import Scenario, judge
 from fedlearn.privacy.mechanisms import central, example, local
 from fedlearn.privacy.mechanisms.base import Population
 from fedlearn.testing import LOCAL_SETTINGS, LinearTrainer, check_strategy, linear_problem
-from fedlearn.trainers.process_pool import ProcessPoolTrainer
 
 TRAINER, DATA = LinearTrainer(3), linear_problem()
 KEEPS = LocalRule(personal_parameters=("out.bias",))  # the first number of four
@@ -206,15 +206,15 @@ def test_strategies_that_keep_something_meet_the_contract(strategy):
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_forked_workers_train_all_parts_as_one_process_does():
     rule = KEEPS._replace(personal_epochs=1, personal=DITTO.local.personal)
-    ends, workers = [], ProcessPoolTrainer(TRAINER, DATA, num_processes=2)
+    ends, pool = [], ProcessPool(TRAINER, DATA, num_processes=2)
     try:
-        for trainer in (workers, TRAINER):
-            engine = InProcessEngine(DATA, trainer, block_size=6)
+        for used in (pool, None):
+            engine = InProcessEngine(DATA, TRAINER, block_size=6, pool=used)
             rounds = run(Strategy(select=everyone(), local=rule), engine, rounds=2)
             ends.append(
                 [rounds[-1].state.params_D, *(v for k in DATA.clients for v in engine.client_states[k].values())]
             )
-        assert len(workers._rules) == 2, "one rule freezes a part, one trains the personal model"
+        assert len(pool.processes) == 2
     finally:
-        workers.close()
+        pool.close()
     assert all(np.array_equal(a, b) for a, b in zip(*ends, strict=True))

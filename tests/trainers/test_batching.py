@@ -3,22 +3,25 @@
 import os
 import signal
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import strategies
 from fedlearn import LocalSettings, Schedule, SettingError, federate, serial, start, vector
-from fedlearn.algorithm import plain_training
-from fedlearn.core import ClientWork, Request
+from fedlearn.core import Request
 from fedlearn.data.from_arrays import from_arrays
+from fedlearn.engines import shared_arrays
+from fedlearn.engines.base import InProcessEngine
+from fedlearn.engines.block_training import Block, BlockTrainer
+from fedlearn.engines.process_pool import ProcessPool
 from fedlearn.testing import LinearTrainer, check_trainer, linear_problem
-from fedlearn.trainers.process_pool import ProcessPoolTrainer, balance_shares
+from fedlearn.trainers.batching import balance_shares
 from simulations import models
 
 # the forked children never touch JAX, whose threads in this process are idle
 pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+PLAIN = strategies.fedavg()
 SIZES = [1, 5, 33, 64, 100, 7, 50, 20, 3, 12, 150, 40] * 3
 
 
@@ -106,15 +109,6 @@ def test_shares_are_balanced_by_size_and_lose_nobody():
     assert len(balance_shares([5, 5], 8)) == 2
 
 
-def test_workers_keep_the_contract_of_the_trainer_they_spread():
-    data = linear_problem()
-    clients = [data.train(k) for k in range(6)]
-    numbered_as_in_the_kit = replace(data, clients=range(0, 18, 3), train=lambda client: clients[client // 3])
-    workers = ProcessPoolTrainer(LinearTrainer(3), numbered_as_in_the_kit, num_processes=3)
-    check_trainer(workers, clients, tolerance=0)
-    workers.close()
-
-
 class Stumbling(LinearTrainer):
     def fit(self, order, rule, work):
         if any(one.client == 2 for one in work):
@@ -135,11 +129,10 @@ class Dying(LinearTrainer):
         return super().fit(order, rule, work)
 
 
-def one_round(trainer):
-    from fedlearn.engines.base import InProcessEngine
-
+def one_round(trainer, num_processes=6):
     data = linear_problem()
-    engine = InProcessEngine(data, ProcessPoolTrainer(trainer, data, num_processes=6), block_size=6)
+    pool = ProcessPool(trainer, data, num_processes=num_processes)
+    engine = InProcessEngine(data, trainer, block_size=6, pool=pool)
     strategy = strategies.fedavg()
     state = start(strategy, trainer.init(1), engine, seed=1)
     done = next(federate(strategy, engine, state, schedule=Schedule(rounds=1), local=LocalSettings(batch_size=4)))
@@ -159,48 +152,42 @@ def test_a_worker_that_is_killed_costs_nothing_but_time():
     assert time.monotonic() - began < 120
 
 
-def test_updates_that_are_still_held_stay_as_they_are_and_memory_of_others_serves_again():
-    data = linear_problem()
-    workers = ProcessPoolTrainer(LinearTrainer(3), data, num_processes=3)
-    work = [ClientWork(client=k, examples=data.train(k)) for k in range(4)]
+def pool_of(trainer, data=None, **settings):
+    return ProcessPool(trainer, data or linear_problem(), num_processes=3, **settings)
 
-    def fitted(round):
-        return workers.fit(Request(round=round, seed=1, params_D=workers.init(round)), plain_training, work).delta_KD
 
-    def alone(round):
-        order = Request(round=round, seed=1, params_D=workers.init(round))
-        return workers.trainer.fit(order, plain_training, work).delta_KD
+def blocks_of(trainer, round=1):
+    request = Request(round=round, seed=1, params_D=trainer.init(round))
+    return [Block(clients=[k], requests=[request]) for k in range(6)]
 
-    first = fitted(1)
-    row, place = first[2], first.ctypes.data
-    del first
-    second = fitted(2)
-    assert np.array_equal(row, alone(1)[2])
-    assert np.array_equal(second, alone(2))
-    assert second.ctypes.data != place
-    del row
-    third = fitted(3)
-    assert third.ctypes.data == place
-    assert np.array_equal(third, alone(3))
-    assert np.array_equal(second, alone(2))
-    workers.close()
+
+def test_updates_in_use_keep_their_values_and_memory_of_others_serves_again(monkeypatch):
+    monkeypatch.setattr(shared_arrays, "MIN_SHARED_BYTES", 0)
+    pool = pool_of(LinearTrainer(3))
+    expected = [next(BlockTrainer(pool.data, pool.trainer).train(PLAIN, block)) for block in blocks_of(pool)]
+    kept = list(pool.train(PLAIN, blocks_of(pool)))
+    assert all(np.array_equal(a.delta_KD, b.delta_KD) for a, b in zip(kept, expected, strict=True))
+    places = [update.delta_KD.ctypes.data for update in pool.train(PLAIN, blocks_of(pool))]
+    assert len(set(places)) < 6
+    assert all(np.array_equal(a.delta_KD, b.delta_KD) for a, b in zip(kept, expected, strict=True))
+    pool.close()
+    assert all(np.array_equal(a.delta_KD, b.delta_KD) for a, b in zip(kept, expected, strict=True))
 
 
 def test_all_processes_predict_and_give_the_bits_of_the_trainer():
-    data = linear_problem()
-    workers = ProcessPoolTrainer(Counting(3), data, num_processes=3)
+    trainer = Counting(3)
+    pool = pool_of(trainer)
     x = np.random.default_rng(0).normal(size=(20_000, 3)).astype(np.float32)
-    work = [ClientWork(client=k, examples=data.train(k)) for k in range(4)]
-    workers.fit(Request(round=1, seed=1, params_D=workers.init(1)), plain_training, work)
-    workers.trainer.rows = 0
-    params_D, expected = workers.init(1) + 1, LinearTrainer(3).predict(workers.init(1) + 1, x)
-    assert np.array_equal(workers.predict(params_D, x), expected)
-    assert workers.trainer.rows == 2 * 5_000  # parts 0 and 3 of four
-    assert workers._team is not None
-    os.kill(workers._team.children[0].pid, signal.SIGKILL)
-    assert np.array_equal(workers.predict(params_D, x), expected)
-    workers.close()
-    assert np.array_equal(workers.predict(params_D, x), expected)
+    assert list(pool.train(PLAIN, blocks_of(pool)))
+    params_D, expected = pool.init(1) + 1, LinearTrainer(3).predict(pool.init(1) + 1, x)
+    trainer.rows = 0
+    assert np.array_equal(pool.predict(params_D, x), expected)
+    assert trainer.rows == 0, "this process only distributes the parts"
+    os.kill(pool.processes[0].pid, signal.SIGKILL)
+    assert np.array_equal(pool.predict(params_D, x), expected)
+    assert trainer.rows == 20_000
+    pool.close()
+    assert np.array_equal(pool.predict(params_D, x), expected)
 
 
 class Counting(LinearTrainer):
@@ -213,13 +200,13 @@ class Counting(LinearTrainer):
         return super().predict(params_D, x)
 
 
-def test_children_end_when_the_workers_are_closed():
-    data = linear_problem()
-    workers = ProcessPoolTrainer(LinearTrainer(3), data, num_processes=3)
-    order = Request(round=1, seed=1, params_D=workers.init(1))
-    workers.fit(order, plain_training, [ClientWork(client=k, examples=data.train(k)) for k in range(4)])
-    team = workers._team
-    assert team is not None
-    assert all(child.is_alive() for child in team.children)
-    workers.close()
-    assert not any(child.is_alive() for child in team.children)
+def test_processes_end_when_the_pool_is_closed_or_its_results_are_dropped():
+    pool = pool_of(LinearTrainer(3))
+    for end in (lambda results: pool.close(), lambda results: results.close()):
+        results = pool.train(PLAIN, blocks_of(pool))
+        next(results)
+        processes = pool.processes
+        assert len(processes) == 3
+        end(results)
+        assert not any(process.is_alive() for process in processes)
+        assert not pool.processes

@@ -26,7 +26,8 @@ from fedlearn.core.records import (
 from fedlearn.deploy.node_side.client_states import ClientStateError, ClientStates
 from fedlearn.deploy.node_side.noisy_evaluation import noisy_evaluation
 from fedlearn.deploy.node_side.reveal import Reveal
-from fedlearn.engines.base import failure, serial
+from fedlearn.engines.base import serial
+from fedlearn.engines.block_training import failure
 from fedlearn.loop.client_update import initial_client_state
 from fedlearn.loop.scenario import Scenario
 

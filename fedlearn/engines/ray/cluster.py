@@ -27,7 +27,7 @@ from fedlearn.algorithm.aggregation import PartialAggregate, accumulate
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.core.arrays import as_numpy
 from fedlearn.core.records import Array, ClientId, Failure, Request, State, Updates
-from fedlearn.engines.base import MAX_BLOCK_BYTES, InProcessEngine
+from fedlearn.engines.base import InProcessEngine, automatic_block_size
 from fedlearn.engines.ray.compat import import_path_of_workers, session_folder, verify_version, without_worker_notices
 from fedlearn.errors import FedlearnError, MissingExtra, require
 
@@ -220,8 +220,7 @@ class Worker:
             except Exception as error:  # sent as text, because Ray cannot pickle every exception
                 raise ClusterError(f"{type(error).__name__}: {error}") from error
             trainer = scenario.trainer.with_batching("auto")
-            block_size = min(1024, max(1, MAX_BLOCK_BYTES // (4 * max(1, trainer.layout.num_parameters))))
-            self._engine = InProcessEngine(scenario.data, trainer, block_size=block_size)
+            self._engine = InProcessEngine(scenario.data, trainer, block_size=automatic_block_size(trainer))
         return self._engine
 
     def _known(self, ref: Any) -> Strategy:

@@ -81,6 +81,7 @@ class ClientSteps:
             if job.rule.correct is not plain_training.correct:
                 gradients = _correct(job.rule, gradients, weights, vectors)
             step(gradients, rate)
+            del gradients  # before the next gradients, which need the same memory
         if kept is not None:
             vectors_D = {name: v_D.cpu().numpy() for name, v_D in flat.items()}
             states.append({**vectors_D, STEPS: kept.counts[0].reshape(1).cpu().numpy()})
