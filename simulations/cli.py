@@ -18,6 +18,7 @@ COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {  # title -> command ->
         "compare": ("simulations.compare", "compare settings over seeds, from the folders of runs"),
         "report": ("simulations.report", "write the report of a run again"),
         "watch": ("simulations.watch", "show the runs in a folder on a live page"),
+        "results": ("simulations.results", "run published experiments, and write the page that compares the results"),
         "robustness": ("simulations.robustness", "train with each aggregation rule under each attack"),
         "data": ("simulations.data", "check files before training; list, download and verify data sets"),
     },

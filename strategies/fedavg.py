@@ -13,7 +13,7 @@ def fedavg(*, clients_per_round: int | None = None, weighting: str = "examples",
         clients_per_round: cohort size; None selects all clients.
         weighting: ``examples`` (in proportion to the training examples n_k) or ``equal``.
         select: ``uniform``, ``poisson`` (``clients_per_round`` is the expected size), ``weighted`` (by training
-            examples; use it with ``weighting=equal``) or ``round_robin``.
+            examples; use it with ``weighting=equal``) ``round_robin`` or ``cyclic`` (a new random order in each cycle).
 
     Reference: McMahan, Moore, Ramage, Hampson, Agüera y Arcas, *Communication-Efficient Learning of Deep Networks from
     Decentralized Data*, AISTATS 2017, arXiv:1602.05629.

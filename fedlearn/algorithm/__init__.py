@@ -5,6 +5,7 @@ from fedlearn.algorithm.batch import Batch, ModelOutputs
 from fedlearn.algorithm.client_selection import (
     SamplingLaw,
     Selector,
+    cyclic,
     everyone,
     get_selector,
     lookup_values,
@@ -54,6 +55,7 @@ __all__ = [
     "chain",
     "clip",
     "clip_norm",
+    "cyclic",
     "everyone",
     "expected_mean",
     "from_optax",

@@ -12,12 +12,12 @@ import numpy as np
 
 from fedlearn.errors import DataError
 
-FIX = "\n  expected  a gzipped IDX file\n  advice    another copy of the file"
+FIX = "\n  expected  an IDX file, gzipped or plain\n  advice    another copy of the file"
 BYTES = 8  # code of unsigned bytes, the only type in these data sets
 
 
 def read_idx(file: Path) -> np.ndarray:
-    """Read an array of uint8 from a gzipped IDX file.
+    """Read an array of uint8 from an IDX file, gzipped if its name ends with ``.gz``.
 
     The file starts with two zero bytes, the code of the type and the number of dimensions. Each dimension follows as a
     big-endian 32-bit number, then the values.
@@ -26,7 +26,8 @@ def read_idx(file: Path) -> np.ndarray:
         DataError: The file has another format, or is truncated.
     """
     try:
-        content = gzip.decompress(file.read_bytes())
+        content = file.read_bytes()
+        content = gzip.decompress(content) if file.suffix == ".gz" else content
     except (OSError, EOFError) as error:
         raise DataError(f"{file} is not a complete gzip file: {error}{FIX}") from error
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] != BYTES or len(content) < 4 + 4 * content[3]:

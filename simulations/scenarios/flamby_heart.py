@@ -17,6 +17,7 @@ from fedlearn.data.column_types import Number
 from fedlearn.data.inputs import TableInputs
 from fedlearn.data.preprocessing import Preprocessing, Target
 from fedlearn.data.tables import Table
+from fedlearn.errors import require
 from fedlearn.loop.scenario import Scenario
 from simulations.datasets.uci_heart import COLUMNS, HOSPITALS, read_heart_disease
 from simulations.models import build_trainer, network_of
@@ -25,10 +26,13 @@ DROPPED = ("slope", "ca", "thal")
 ONE_HOT = {"cp": (2, 3, 4), "restecg": (1, 2)}  # the first code is the reference category
 TRAIN_SHARE = 0.66
 SPLIT_SEED = 43
+POOLED = "pooled"
+TRAINING_SETS = ("hospitals", POOLED, *range(len(HOSPITALS)))  # choices of ``training_set``
 
 
 def flamby_heart(
     *,
+    training_set: str | int = "hospitals",
     framework: str = "torch",
     model: Any = "linear",
     path: str | PathLike[str] | None = None,
@@ -44,6 +48,8 @@ def flamby_heart(
     0.001.
 
     Args:
+        training_set: ``hospitals`` (four clients), ``pooled`` (one client with all patients, scaled together), or the
+            number of the only hospital, 0 to 3. The last two are the benchmark's pooled and local training.
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``linear`` (13-1, logistic regression, as in the benchmark), ``mlp``, or a module.
         path: folder with the files; None searches for them.
@@ -56,9 +62,11 @@ def flamby_heart(
     Reference: Ogier du Terrail et al., *FLamby: Datasets and Benchmarks for Cross-Silo Federated Learning in Realistic
     Healthcare Settings*, NeurIPS 2022, arXiv:2210.04620.
     """
+    expected = "hospitals, pooled, or the number of a hospital (0 to 3)"
+    require(training_set in TRAINING_SETS, "training_set", training_set, expected, "training_set=pooled")
     table_N, hospital_N, place = read_heart_disease(path=path)
     source = f"UCI heart disease (FLamby's 740 patients), from {place}"
-    data, inputs = _benchmark(table_N, hospital_N, source=source)
+    data, inputs = _benchmark(table_N, hospital_N, training_set, source=source)
     fitted, line = build_trainer(model, data, input_shape=(13,), framework=framework, device=device)
     target = Target(name="disease", task="binary", classes=("no disease", "disease"))
     return Scenario(
@@ -71,16 +79,22 @@ def flamby_heart(
     )
 
 
-def _benchmark(table_N: np.ndarray, hospital_N: np.ndarray, *, source: str) -> tuple[FederatedData, TableInputs]:
+def _benchmark(
+    table_N: np.ndarray, hospital_N: np.ndarray, training_set: str | int, *, source: str
+) -> tuple[FederatedData, TableInputs]:
     """Return the data, and the inputs of new patients: the scale of the pooled test set."""
     kept = [column for column, name in enumerate(COLUMNS) if name not in DROPPED]
     complete_N = ~np.isnan(table_N[:, kept]).any(axis=1)
     table_N, disease_N = table_N[complete_N], (table_N[complete_N, -1] > 0).astype(np.int64)
     hospitals = [np.flatnonzero(hospital_N[complete_N] == client) for client in range(len(HOSPITALS))]
     train, test = zip(*(_split(rows, disease_N) for rows in hospitals), strict=True)
-    all_test = np.concatenate(test)
-    pooled_inputs = _fitted_inputs(table_N[np.concatenate(train)])
+    all_train, all_test = np.concatenate(train), np.concatenate(test)
+    pooled_inputs = _fitted_inputs(table_N[all_train])
     pooled_test = Examples(pooled_inputs.transform(_table(table_N[all_test])), disease_N[all_test])
+    if training_set == POOLED:
+        train, test, names = (all_train,), (all_test,), {0: POOLED}
+    else:
+        names = dict(enumerate(HOSPITALS))
 
     def part(side: tuple[np.ndarray, ...]) -> list[Examples]:
         return [
@@ -88,13 +102,14 @@ def _benchmark(table_N: np.ndarray, hospital_N: np.ndarray, *, source: str) -> t
             for rows, train_rows in zip(side, train, strict=True)
         ]
 
+    clients = [training_set] if isinstance(training_set, int) else range(len(train))
     data = FederatedData(
         task="binary",
-        clients=range(len(HOSPITALS)),
+        clients=clients,
         train=part(train).__getitem__,
         test=part(test).__getitem__,
         pooled_test=lambda: pooled_test,
-        names=dict(enumerate(HOSPITALS)),
+        names={client: names[client] for client in clients},
         source=source,
     )
     return data, pooled_inputs

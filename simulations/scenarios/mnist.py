@@ -39,6 +39,7 @@ def mnist(
     framework: str = "torch",
     model: Any = "mlp",
     partition: Partition | str | None = None,
+    official_test: bool = True,
     seed: int = 1,
     path: str | PathLike[str] | None = None,
     device: str = "cpu",
@@ -56,6 +57,8 @@ def mnist(
             or a module with one output per class.
         partition: None is ``natural`` (writers) for ``femnist``, else ``dirichlet``; defaults: 20 clients, 2 classes
             per client, test share 0.2.
+        official_test: False divides the official test images among the clients, too. Then models are evaluated on the
+            images that clients hold out.
         seed: seed of the partition and of the test split.
         path: folder with the variant's files (for ``small_10k``: the test files); None searches for them.
         device: device for training, e.g. ``cpu`` or ``cuda``.
@@ -71,6 +74,7 @@ def mnist(
     found = read_images(variant, path=path)
     default = "dirichlet" if found.writer_N is None else "natural"
     partition = as_partition(partition or default, num_clients=20, test_share=0.2)
+    found = found if official_test else found.with_test_images()
     x_N = INPUTS.transform(found.x_N)
     data = partition_arrays(x_N, found.y_N, partition, task="multiclass", natural_N=found.writer_N, seed=seed)
     names = dict(enumerate(found.writer_names)) if isinstance(partition, Natural) else {}

@@ -101,7 +101,7 @@ def test_a_partition_has_exactly_its_settings_on_the_command_line(name):
 
 def test_the_command_line_wins_over_a_recipe_and_a_recipe_over_a_scenario():
     recipe = composed("experiment=mnist_fedavg")
-    assert (kind(recipe), recipe.partition.num_clients, recipe.model) == ("iid", 100, "mlp")
+    assert (kind(recipe), recipe.partition.num_clients, recipe.model) == ("iid", 100, "mcmahan_2nn")
     typed = composed("experiment=mnist_fedavg", "partition=shards", "partition.num_clients=7", "model=lenet")
     assert (kind(typed), typed.partition.num_clients, typed.model) == ("shards", 7, "lenet")
     assert kind(composed("experiment=cifar10_fedadam")) == "dirichlet_equal"

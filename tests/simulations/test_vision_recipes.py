@@ -18,7 +18,7 @@ RECIPES = {
     "pneumonia_central": ("pneumonia", "The target AUC is 0.95"),
     "icu_mortality_fedavg": ("icu_mortality", "The target AUROC is"),
     "mnist_fedavg": ("mnist", "Published"),
-    "mnist_dp_sgd": ("mnist", "Accuracy (seed 1)"),
+    "mnist_dp_sgd": ("mnist", "Accuracy that Opacus publishes"),
     "fashion_central_dp": ("mnist", "Accuracy (seed 1)"),
     "cifar10_fedadam": ("cifar10", "Published test accuracy"),
     "cifar10_fedavg": ("cifar10", "0.511 (seed 1)"),

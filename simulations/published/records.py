@@ -1,0 +1,111 @@
+"""Records of published tables: the experiment of a row, its published values, and the gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+from fedlearn.runner.run_result import RunResult
+
+LEAST_TOLERANCE = 1.0  # points
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """Hold a published value, in the unit of its measure.
+
+    Attributes:
+        value: published value.
+        deviation: published standard deviation; None if the source has none.
+        source: file, page or table with the value.
+    """
+
+    value: float
+    deviation: float | None = None
+    source: str
+
+    @property
+    def tolerance(self) -> float:
+        """Largest accepted difference: the published deviation, or one point."""
+        return max(self.deviation or 0.0, LEAST_TOLERANCE)
+
+    def accepts(self, value: float) -> bool:
+        """Return whether a value passes the gate.
+
+        >>> Published(value=97, source="Table 2").accepts(97.9), Published(value=97, source="Table 2").accepts(98.1)
+        (True, False)
+        """
+        return abs(value - self.value) <= self.tolerance + 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """Describe a number of a run, and the published value.
+
+    Attributes:
+        name: name of the number with its unit, e.g. ``accuracy, %``.
+        read: returns the number of a run; None if the run has no such number.
+        published: published value; None if there is none, or if it could not be checked.
+    """
+
+    name: str
+    read: Callable[[RunResult], float | None]
+    published: Published | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Describe one experiment of a table.
+
+    Attributes:
+        name: name in commands.
+        label: name on the page.
+        settings: settings of `simulations.run`, without the seed.
+        seeds: seeds of the runs.
+        measures: numbers of each run.
+        note: reason for a failed gate, or a difference from the paper; empty if there is none.
+    """
+
+    name: str
+    label: str
+    settings: Sequence[str]
+    measures: Sequence[Measure]
+    seeds: Sequence[int] = (1, 2, 3)
+    note: str = ""
+
+    @property
+    def command(self) -> str:
+        """Command that runs all seeds."""
+        settings = " ".join(f"'{word}'" if set(word) & set("[]{}(),* ") else word for word in self.settings)
+        return f"python -m simulations.run -m {settings} seed={','.join(map(str, self.seeds))}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Describe a published table.
+
+    Attributes:
+        name: name in commands.
+        title: title on the page.
+        paper: authors, title, venue, year and arXiv number.
+        protocol: the experiment of the paper, and every difference here.
+        rows: experiments.
+        data: command that fetches the data; empty if the runs need no command.
+    """
+
+    name: str
+    title: str
+    paper: str
+    protocol: str
+    rows: Sequence[Row]
+    data: str = ""
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean and the sample standard deviation. The deviation of one value is None.
+
+    >>> mean_and_deviation([1.0, 3.0]), mean_and_deviation([2.0])
+    ((2.0, 1.4142135623730951), (2.0, None))
+    """
+    return mean(values), stdev(values) if len(values) > 1 else None

@@ -1,0 +1,141 @@
+"""Write the page of results from the declared tables and the stored results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedlearn.callbacks.tables import markdown_table
+from simulations.published import TABLES
+from simulations.published.records import Measure, Row, Table, mean_and_deviation
+from simulations.published.stored_results import SeedResult, read_results
+
+HEAD = """\
+# Published results
+
+This page compares runs of fedlearn with published tables. `python -m simulations.results` writes it from the
+declarations in `simulations/published/` and the stored results in `docs/results/`. Do not edit it.
+
+Each row is the mean and the standard deviation over its seeds. The gate is: the difference to the published value is
+at most the published standard deviation, or one point if this is larger. A published value without a source that
+could be read is `not checked`, and has no gate. A row without stored results is `not run`. Seconds are the time of
+the rounds of one seed, on a machine with two cores that other programs used at the same time. Digests are the first
+digits of SHA-256 of the final parameters and of all examples, for the first seed; `docs/results/` has all seeds in
+full.
+
+To run a row again, and to write this page:
+
+```sh
+python -m simulations.results --run flamby_heart/fedavg
+```
+"""
+COLUMNS = ("row", "measure", "fedlearn", "seeds", "published", "gate", "seconds", "parameters", "data")
+DIGITS = 8
+
+
+def results_page(folder: Path) -> str:
+    """Return the page.
+
+    Args:
+        folder: folder with the stored results.
+    """
+    parts = [HEAD, "## Summary\n", _summary(folder)]
+    return "\n".join([*parts, *(_section(table, folder) for table in TABLES.values())])
+
+
+def result_file(table: Table, row: Row, folder: Path) -> Path:
+    """Return the file with the stored results of a row."""
+    return folder / table.name / f"{row.name}.json"
+
+
+def gate_of(measure: Measure, results: Sequence[SeedResult]) -> str:
+    """Return ``pass``, ``fail``, or the reason why there is no gate.
+
+    Args:
+        measure: measure with its published value.
+        results: stored results of the row.
+    """
+    values = _values(measure, results)
+    if not values:
+        return "not run"
+    if measure.published is None:
+        return "none"
+    return "pass" if measure.published.accepts(mean_and_deviation(values)[0]) else "fail"
+
+
+def _summary(folder: Path) -> str:
+    rows: list[tuple[str, ...]] = [("table", "rows", "run", "gates passed", "gates failed")]
+    for table in TABLES.values():
+        stored = {row.name: read_results(row, result_file(table, row, folder)) for row in table.rows}
+        gates = [gate_of(measure, stored[row.name]) for row in table.rows for measure in row.measures]
+        numbers = (len(table.rows), sum(map(bool, stored.values())), gates.count("pass"), gates.count("fail"))
+        rows.append((f"[{table.title}](#{_anchor(table.title)})", *map(str, numbers)))
+    return markdown_table(rows)
+
+
+def _section(table: Table, folder: Path) -> str:
+    stored = {row.name: read_results(row, result_file(table, row, folder)) for row in table.rows}
+    lines = [line for row in table.rows for line in _lines(row, stored[row.name])]
+    notes = [f"- {row.label}: {row.note}" for row in table.rows if row.note and stored[row.name]]
+    parts = [f"## {table.title}\n", f"{table.paper}.\n", f"{table.protocol}\n"]
+    parts += [f"Data: `{table.data}`.\n"] if table.data else []
+    parts += [markdown_table([COLUMNS, *lines])]
+    parts += [f"Source: {'; '.join(_sources(table))}.\n"] if _sources(table) else []
+    parts += [*notes, ""] if notes else []
+    parts += [f"Commands (`python -m simulations.results --run {table.name}` runs all):\n", "```text"]
+    parts += [f"{row.name}: {row.command}" for row in table.rows]
+    return "\n".join([*parts, "```\n"])
+
+
+def _sources(table: Table) -> list[str]:
+    published = [measure.published for row in table.rows for measure in row.measures]
+    return list(dict.fromkeys(value.source for value in published if value is not None))
+
+
+def _lines(row: Row, results: Sequence[SeedResult]) -> list[tuple[str, ...]]:
+    seconds = f"{mean_and_deviation([result.seconds for result in results])[0]:.0f}" if results else "–"
+    first = results[0] if results else None
+    digests = (first.parameters_sha256[:DIGITS], first.data_sha256[:DIGITS]) if first else ("–", "–")
+    ends = (seconds, *digests)
+    return [
+        (
+            row.label if number == 0 else "",
+            measure.name,
+            *_cells(measure, row, results),
+            *(ends if number == 0 else [""] * 3),
+        )
+        for number, measure in enumerate(row.measures)
+    ]
+
+
+def _cells(measure: Measure, row: Row, results: Sequence[SeedResult]) -> tuple[str, str, str, str]:
+    values = _values(measure, results)
+    ours = _with_deviation(*mean_and_deviation(values)) if values else "not reached" if results else "not run"
+    seeds = f"{len(values)} of {len(row.seeds)}" if results else "–"
+    published = measure.published
+    theirs = _with_deviation(published.value, published.deviation) if published else "not checked"
+    return ours, seeds, theirs, gate_of(measure, results)
+
+
+def _values(measure: Measure, results: Sequence[SeedResult]) -> list[float]:
+    found = [result.values.get(measure.name) for result in results]
+    return [value for value in found if value is not None]
+
+
+def _with_deviation(value: float, deviation: float | None) -> str:
+    """Return a value and its deviation.
+
+    >>> _with_deviation(74.8, 2.68), _with_deviation(97, None)
+    ('74.80 ± 2.68', '97.00')
+    """
+    return f"{value:.2f}" if deviation is None else f"{value:.2f} ± {deviation:.2f}"
+
+
+def _anchor(title: str) -> str:
+    """Return the anchor of a heading.
+
+    >>> _anchor("Two malicious clients of ten, MNIST")
+    'two-malicious-clients-of-ten-mnist'
+    """
+    kept = "".join(c for c in title.lower() if c.isalnum() or c in " -")
+    return kept.replace(" ", "-")

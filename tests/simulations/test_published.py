@@ -1,0 +1,168 @@
+"""Published tables: declarations, gates, stored results, and reruns of quick rows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from needs import needs
+
+from fedlearn.errors import SettingError
+from fedlearn.runner.compose import CONF_DIR, compose
+from fedlearn.runner.start import parse_args
+from simulations.published import TABLES, all_rows
+from simulations.published.measures import first_crossing
+from simulations.published.records import Published
+from simulations.published.results_page import gate_of, result_file, results_page
+from simulations.published.run_rows import run_rows
+from simulations.published.stored_results import SeedResult, read_results, store_results
+
+needs("torch", "sklearn")
+
+DOCS = Path(__file__).parents[2] / "docs"
+QUICK = {"flamby_heart/fedavg": 42, "flamby_heart/cyclic": 42}  # row -> seed; about a second each
+ONE_PATIENT = 100 / 254
+TOLERANCES = {"flamby_heart": ONE_PATIENT + 1e-6}  # points between machines
+MAX_SECONDS = 120  # rows of longer runs are compared by hand: simulations.results --run ROW --again
+
+
+def stored(name: str) -> list[SeedResult]:
+    table = TABLES[name.partition("/")[0]]
+    row = all_rows()[name]
+    return read_results(row, result_file(table, row, DOCS / "results"))
+
+
+def composed(name: str):
+    (job,) = compose(parse_args([*all_rows()[name].settings, "seed=1"]))
+    return job.cfg
+
+
+def seed_result(value: float, seed: int = 1) -> SeedResult:
+    names = [measure.name for measure in all_rows()["flamby_heart/fedavg"].measures]
+    values = dict.fromkeys(names, value)
+    digest = "0" * 64
+    return SeedResult(
+        seed=seed, values=values, rounds=1, seconds=1, parameters_sha256=digest, data_sha256=digest, packages={}
+    )
+
+
+def test_the_page_is_written_from_the_stored_results():
+    page = (DOCS / "results.md").read_text(encoding="utf-8")
+    assert page == results_page(DOCS / "results"), "run python -m simulations.results"
+
+
+def test_each_stored_file_belongs_to_a_row():
+    files = {
+        path.relative_to(DOCS / "results").with_suffix("").as_posix() for path in (DOCS / "results").rglob("*.json")
+    }
+    assert files <= all_rows().keys()
+    assert [name for name in files if not stored(name)] == [], "settings or recipe of these rows have changed"
+
+
+def test_each_stored_result_is_a_run_of_this_row():
+    for name, row in all_rows().items():
+        for result in stored(name):
+            assert result.values.keys() == {measure.name for measure in row.measures}, name
+            assert len(result.parameters_sha256) == len(result.data_sha256) == 64, name
+
+
+@pytest.mark.parametrize("name", [f"{table.name}/{table.rows[-1].name}" for table in TABLES.values()])
+def test_the_last_row_of_a_table_composes(name):
+    assert composed(name).report is False or TABLES[name.partition("/")[0]].name == "pfl_research_cifar10"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", all_rows())
+def test_a_row_composes_and_its_experiment_is_complete(name):
+    cfg = composed(name)
+    assert cfg.scenario._target_.startswith("simulations.scenarios.")
+    assert cfg.rounds >= 10
+
+
+PAPER_RECIPES = sorted(
+    path.stem
+    for path in (CONF_DIR / "experiment").glob("*.yaml")
+    if "as in" in path.read_text(encoding="utf-8").split("defaults:")[0]
+)
+
+
+@pytest.mark.parametrize("name", PAPER_RECIPES)
+def test_a_recipe_as_in_a_paper_is_in_a_table_or_says_that_it_is_another_experiment(name):
+    head = (CONF_DIR / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").split("defaults:")[0]
+    used = {word.partition("=")[2] for row in all_rows().values() for word in row.settings if "experiment=" in word}
+    assert name in used or head.splitlines()[1].startswith("# Not the experiment of ")
+
+
+@pytest.mark.parametrize(
+    ("deviation", "value", "expected"),
+    [(None, 81.0, "pass"), (None, 81.01, "fail"), (0.2, 79.0, "pass"), (2.5, 82.5, "pass"), (2.5, 77.4, "fail")],
+)
+def test_the_gate_is_the_published_deviation_or_one_point(deviation, value, expected):
+    measure = all_rows()["flamby_heart/fedavg"].measures[0]
+    measure = replace(measure, published=Published(value=80.0, deviation=deviation, source="a table"))
+    assert gate_of(measure, [seed_result(value - 1, 1), seed_result(value + 1, 2)]) == expected
+
+
+def test_a_row_without_results_has_no_number():
+    measure = all_rows()["flamby_heart/fedavg"].measures[0]
+    assert gate_of(measure, []) == "not run"
+    assert gate_of(replace(measure, published=None), [seed_result(80)]) == "none"
+    page = results_page(Path("nowhere"))
+    lines = [line for line in page.splitlines() if line.startswith("| FedAvg100 ")]
+    assert lines == ["| FedAvg100 | accuracy, % | not run | – | 74.80 ± 2.68 | not run | – | – | – |"]
+
+
+def test_results_of_other_settings_are_not_results_of_a_row(tmp_path):
+    row, file = all_rows()["flamby_heart/fedavg"], tmp_path / "row.json"
+    store_results(row, [seed_result(70, seed=43), seed_result(80, seed=42), seed_result(90, seed=7)], file)
+    assert [result.seed for result in read_results(row, file)] == [42, 43]
+    assert read_results(replace(row, settings=(*row.settings, "rounds=2")), file) == []
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"recipe_sha256": "0" * 64}))
+    assert read_results(row, file) == []
+
+
+def test_a_curve_reaches_its_target_between_two_evaluations():
+    curve = [(10, 50.0), (20, 40.0), (30, 70.0), (40, 80.0)]
+    assert first_crossing(curve, 60.0) == 25.0  # the best so far is 50 at round 20
+    assert first_crossing(curve, 50.0) == 10.0
+    assert first_crossing(curve, 81.0) is None
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_quick_row_runs_again_with_the_stored_value(name, tmp_path, monkeypatch):
+    rerun(name, QUICK[name], tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in all_rows() if name not in QUICK])
+def test_a_row_runs_again_with_the_stored_value(name, tmp_path, monkeypatch):
+    before = stored(name)
+    if not before or before[0].seconds > MAX_SECONDS:
+        pytest.skip("no stored result, or a long run")
+    rerun(name, before[0].seed, tmp_path, monkeypatch)
+
+
+def rerun(name: str, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_rows([name], seeds=[seed], again=False, docs=tmp_path / "docs", runs=tmp_path / "runs") == 0
+    table, row = TABLES[name.partition("/")[0]], all_rows()[name]
+    (again,) = read_results(row, result_file(table, row, tmp_path / "docs/results"))
+    (before,) = (result for result in stored(name) if result.seed == seed)
+    assert again.data_sha256 == before.data_sha256
+    for measure, value in before.values.items():
+        assert again.values[measure] == pytest.approx(value, abs=TOLERANCES.get(table.name, 0.5))
+    assert not list((tmp_path / "runs").rglob("*.json")), "the run folder is deleted"
+
+
+@pytest.mark.parametrize("names", [["flamby_heart/fedavgg"], ["nothing"]])
+def test_an_unknown_row_is_refused(names, tmp_path):
+    with pytest.raises(SettingError, match="a row or a table of"):
+        run_rows(names, seeds=None, again=False, docs=tmp_path, runs=tmp_path)
+
+
+def test_an_unknown_seed_is_refused(tmp_path):
+    with pytest.raises(SettingError, match="seeds of the row fedavg"):
+        run_rows(["flamby_heart/fedavg"], seeds=[1], again=False, docs=tmp_path, runs=tmp_path)
