@@ -24,8 +24,8 @@ COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {  # title -> command ->
     },
     "Models": {
         "predict": ("simulations.predict", "predict new examples with the model of a run"),
-        "export": ("simulations.export", "export the model of a run, e.g. as ONNX"),
-        "sample": ("simulations.sample", "write text with the language model of a run"),
+        "export": ("simulations.export", "export the model of a run, e.g. as ONNX or as an adapter of peft"),
+        "generate": ("simulations.generate", "write text with the language model of a run"),
     },
     "Privacy": {
         "privacy calculator": ("fedlearn.privacy.calculator", "plan noise, rounds or epsilon without a run"),

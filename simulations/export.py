@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser(
         "simulations.export",
         "Export the model of a run.",
-        epilog="settings: format=safetensors|torch|onnx, checkpoint=last|best|ROUND, out=FILE",
+        epilog="settings: format=safetensors|torch|onnx|adapter|merged, checkpoint=last|best|ROUND, out=PATH",
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
     parser.add_argument("settings", nargs="*", default=[], metavar="setting=value", help="e.g. format=onnx")

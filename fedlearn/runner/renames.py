@@ -25,6 +25,7 @@ RENAMED: Mapping[str, str] = {  # old -> new name of a group, a setting or a com
     "scenario.strictness": "partition.strictness",
     "scenario.test_share": "partition.test_share",
     "simulations.attack": "simulations.privacy_attack",
+    "simulations.sample": "simulations.generate",
     "strategy.candidates": "strategy.num_candidates",
     "strategy.keeps": "strategy.personal_parameters",
     "strategy.least": "strategy.min_exploration",

@@ -142,11 +142,15 @@ class TrainedModel:
     @property
     def module(self) -> Any:
         """Module with the trained weights: an ``nn.Module``, or a pair of a flax module and its variables."""
+        return self.inner_trainer.network(self.params_D)
+
+    @property
+    def inner_trainer(self) -> Any:
+        """Trainer of one framework without wrappers."""
         trainer: Any = self.trainer
         while isinstance(trainer, TrainerWrapper):
             trainer = trainer.trainer
-        trainer = trainer.trainers[0] if trainer.framework not in ("torch", "jax") else trainer
-        return trainer.network(self.params_D)
+        return trainer.trainers[0] if trainer.framework not in ("torch", "jax") else trainer
 
     def predict(self, data: Any, *, threshold: float = 0.5, **options: Any) -> np.ndarray:
         """Return one prediction for each example, ``(N,)``: the name of a class, or a value in the unit of the target.

@@ -1,4 +1,4 @@
-"""Export a trained model to safetensors, a torch state dict, or ONNX."""
+"""Export a trained model to safetensors, a torch state dict, ONNX, or the folders of transformers and peft."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from safetensors.numpy import save as to_safetensors
 
 from fedlearn.core.checkpoint import atomic_draft, write_atomically
 from fedlearn.data.inputs import CharacterInputs
+from fedlearn.data.subword_tokenizer import IDS, MASK, SubwordTokenizer
 from fedlearn.errors import FedlearnError, MissingExtra, SettingError, did_you_mean, require
 from fedlearn.runner.trained_model import TrainedModel, load_trained_model
 
 FILE_SUFFIXES = {"safetensors": ".safetensors", "torch": ".pt", "onnx": ".onnx"}
+FOLDERS = ("adapter", "merged")  # formats of a pretrained model
 
 
 def export(
@@ -35,8 +39,11 @@ def export(
         folder: folder of the run.
         format: ``safetensors`` (default) writes named arrays in the orientation of torch, with metadata of the run.
             ``torch`` writes a state dict, to be loaded with ``weights_only=True``. ``onnx`` writes the whole network,
-            with the preprocessing of a table. The last two need a torch version of the network, also for runs in JAX.
-        out: path of the file; None writes ``model`` with the suffix of the format into the run folder.
+            with the preprocessing of a table. ``adapter`` writes the adapters and the head of a pretrained model as a
+            folder of peft, and ``merged`` the whole model as a folder of transformers. All but the first need a torch
+            version of the network, also for runs in JAX.
+        out: path of the file or folder; None writes ``model`` with the suffix of the format, or a folder with the name
+            of the format, into the run folder.
         checkpoint: ``last`` (default), ``best`` or the number of a round.
         client: client of a personal model; None for a run with one model.
 
@@ -46,10 +53,10 @@ def export(
         FedlearnError: There is no model, the format is unknown, or the network has no torch version.
         MissingExtra: The format needs a package that is not installed.
     """
-    if format not in FILE_SUFFIXES:
-        near = did_you_mean(format, FILE_SUFFIXES) or "safetensors"
-        raise SettingError("format", format, f"one of {', '.join(FILE_SUFFIXES)}", f"format={near}")
-    path = out or folder / f"model{FILE_SUFFIXES[format]}"
+    if format not in _WRITERS:
+        near = did_you_mean(format, _WRITERS) or "safetensors"
+        raise SettingError("format", format, f"one of {', '.join(_WRITERS)}", f"format={near}")
+    path = out or folder / (format if format in FOLDERS else f"model{FILE_SUFFIXES[format]}")
     load = load_trained_model if format == "safetensors" else _load_in_torch
     model = load(folder, checkpoint=checkpoint, client=client)
     _WRITERS[format](model, path)
@@ -89,7 +96,8 @@ def _onnx(model: TrainedModel, path: Path) -> None:
     from simulations.analysis.export_torch import save_onnx
     from simulations.analysis.onnx_graph import add_preprocessing
 
-    names = ", ".join(model.description.inputs)
+    tokenizer = getattr(model.inputs, "tokenizer", None)
+    names = ", ".join(model.description.inputs or ((IDS, MASK) if isinstance(tokenizer, SubwordTokenizer) else ()))
     expected = f"torch or safetensors, because the model has several inputs ({names})"
     require(not names, "format", "onnx", expected, "format=torch")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -100,10 +108,29 @@ def _onnx(model: TrainedModel, path: Path) -> None:
         add_preprocessing(draft, model.preprocessing, _metadata(model))
 
 
+def _pretrained(format: str, model: TrainedModel, path: Path) -> None:
+    """Write a folder of transformers or peft. It appears whole, or not at all."""
+    trainer = model.inner_trainer
+    is_pretrained = hasattr(trainer, "pretrained")
+    require(is_pretrained, "format", format, "another format: the model is not pretrained", "format=safetensors")
+    from fedlearn.trainers.torch import hugging_face_files
+
+    is_free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    require(is_free, "out", str(path), "a folder that does not exist, or is empty", f"out={path}_2")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write = hugging_face_files.save_adapter if format == "adapter" else hugging_face_files.save_merged
+    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}_") as draft:
+        write(trainer, model.params_D, Path(draft), model.classes)
+        Path(draft).chmod(0o755)
+        Path(draft).replace(path)
+        Path(draft).mkdir()  # the context removes it
+
+
 _WRITERS: Mapping[str, Callable[[TrainedModel, Path], None]] = {
     "safetensors": _safetensors,
     "torch": _state_dict,
     "onnx": _onnx,
+    **{format: partial(_pretrained, format) for format in FOLDERS},
 }
 
 

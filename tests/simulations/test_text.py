@@ -246,7 +246,8 @@ def test_shakespeare_runs_small(from_wheels, framework):
 def test_a_run_writes_text_the_same_each_time(from_wheels, tmp_path, capsys, monkeypatch):
     from fedlearn.runner.model_folder import read_preprocessing
     from fedlearn.runner.start import main
-    from simulations import sample as sampling
+    from simulations import generate
+    from simulations.analysis.generation import generate_text
     from simulations.datasets.shakespeare import read_roles
 
     from_wheels(read_roles)
@@ -257,10 +258,10 @@ def test_a_run_writes_text_the_same_each_time(from_wheels, tmp_path, capsys, mon
     encoding = read_preprocessing(folder).inputs.encoding
     assert encoding.alphabet == "\n" + "".join(map(chr, range(32, 127))) + "�"
     monkeypatch.setenv("FEDLEARN_DATA", str(tmp_path / "nothing"))  # a trained model needs no data
-    written = [sampling.sample_text(folder, prompt="O ", num_characters=12, temperature=t) for t in (0.7, 0.7, 0.0)]
+    written = [generate_text(folder, prompt="O ", length=12, temperature=t) for t in (0.7, 0.7, 0.0)]
     assert written[0] == written[1]
     assert all(len(text) == 14 and text.startswith("O ") for text in written)
-    assert sampling.main([str(folder), "--length", "0"]) == 2
+    assert generate.main([str(folder), "--length", "0"]) == 2
 
 
 def test_the_roles_are_those_of_38_plays(from_wheels):

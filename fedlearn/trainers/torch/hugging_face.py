@@ -5,7 +5,7 @@ Shapes: B batch, T tokens, W words, C outputs, V tokens of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -95,7 +95,7 @@ def build_trainer(
     num_labels = 2 if task == "binary" else data.task.num_outputs(data.num_classes)
     built = build_model(model, files, task=task, num_labels=num_labels)
     _require_positions(built.module, length)
-    return HuggingFaceTrainer(
+    trainer = HuggingFaceTrainer(
         built.module,
         task=data.task,
         initial=initializer(built.pretrained),
@@ -103,10 +103,24 @@ def build_trainer(
         forward=_FORWARDS.get(task, classify),
         trim=trim,
     )
+    trainer.pretrained, trainer.files, trainer.trained, trainer.head = model, files, built.trained, built.head
+    return trainer
 
 
 class HuggingFaceTrainer(TorchTrainer):
-    """Train a module of transformers. Batches are as wide as their longest text, and evaluations need little memory."""
+    """Train a module of transformers. Batches are as wide as their longest text, and evaluations need little memory.
+
+    Attributes:
+        pretrained: settings of the model.
+        files: files of the model.
+        trained: names of the trained parameters.
+        head: names of the trained parameters of the head.
+    """
+
+    pretrained: PretrainedModel
+    files: PretrainedFiles
+    trained: tuple[str, ...]
+    head: tuple[str, ...]
 
     def predict(self, params_D: Array, x: Any) -> np.ndarray:
         """Return the outputs of each text: ``(N, C)``, ``(N, W, C)`` for words, or ``(N, 3)`` for ``causal_lm``."""
@@ -124,6 +138,32 @@ class HuggingFaceTrainer(TorchTrainer):
         result = torch.empty_like(together := torch.cat(outputs))
         result[torch.from_numpy(order)] = together
         return result.numpy()
+
+    def generate(
+        self, params_D: Array, ids: Sequence[int], *, num_tokens: int, temperature: float, seed: int
+    ) -> list[int]:
+        """Return the tokens that continue a text, until the end token of the model. Equal arguments give equal tokens.
+
+        Args:
+            params_D: parameters.
+            ids: token numbers of the beginning, at least one.
+            num_tokens: largest number of new tokens, >= 1.
+            temperature: softmax temperature, >= 0; 0 takes the most likely token.
+            seed: seed of the draws.
+        """
+        module: Any = self.network(params_D)
+        start_1T = torch.tensor([list(ids)], device=self.device)
+        draws = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+        with torch.inference_mode(), torch.random.fork_rng(devices=[]), single_threaded(self.device), quiet():
+            torch.manual_seed(seed)
+            text_1T = module.generate(
+                start_1T,
+                attention_mask=torch.ones_like(start_1T),
+                max_new_tokens=num_tokens,
+                pad_token_id=_padding(module.config),
+                **draws,
+            )
+        return [int(token) for token in text_1T[0, len(ids) :]]
 
     def _num_logits(self) -> int:
         """Return the number of logits of a token."""
@@ -190,7 +230,7 @@ def _load(
         task, "AutoModelForSequenceClassification"
     )
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    with _quiet(transformers):
+    with quiet():
         try:
             config = transformers.AutoConfig.from_pretrained(files.folder, **local)
             _set_dropout(config, model.dropout)
@@ -223,9 +263,10 @@ def _padding(config: Any) -> int:
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """Switch off the messages of the library during the loading."""
-    logging = transformers.utils.logging
+def quiet() -> Iterator[None]:
+    """Switch off the messages and the progress bars of transformers."""
+    from transformers.utils import logging
+
     level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -271,6 +312,7 @@ def lora_config(module: nn.Module, model: PretrainedModel) -> dict[str, Any]:
         "target_modules": targets,
         "lora_dropout": model.dropout,
         "layers_to_transform": layers,
+        "fan_in_fan_out": any(type(part).__name__ == "Conv1D" for part in module.modules()),  # GPT-2 transposes weights
     }
 
 
