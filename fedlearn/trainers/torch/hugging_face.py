@@ -66,13 +66,12 @@ def build_model(model: PretrainedModel, files: PretrainedFiles, *, task: str, nu
     """
     with torch.random.fork_rng(devices=[]):
         module, missing = _load(model, files, task=task, num_labels=num_labels)
-    prefix = f"{module.base_model_prefix}."
-    head = () if task == CAUSAL else tuple(name for name, _ in module.named_parameters() if not name.startswith(prefix))
+    head = _head(module, missing, task)
     has_head = model.adapter != "head" or bool(head)
     require(has_head, "model.adapter", model.adapter, "lora or full: the model has no new head", "model.adapter=lora")
     names = {name for name, _ in module.named_parameters()} - missing
     if model.adapter == "lora":
-        _add_adapters(module, model)
+        _add_adapters(module, model, head)
     tuned = set(head) | (_tuned_layers(module, model) if model.adapter == "full" else set())
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in tuned or ".lora_" in name)
@@ -82,9 +81,25 @@ def build_model(model: PretrainedModel, files: PretrainedFiles, *, task: str, nu
     return BuiltModel(
         module=module,
         trained=tuple(sorted(trained)),
-        head=tuple(sorted(head)),
+        head=head,
         pretrained={name: p.detach().numpy().copy() for name, p in trained.items() if name in names},
     )
+
+
+def _head(module: nn.Module, missing: frozenset[str], task: str) -> tuple[str, ...]:
+    """Return the names of the parameters of the head: all outside of the base, and all that the checkpoint lacks.
+
+    Raises:
+        DataError: the checkpoint lacks most parameters of the base.
+    """
+    prefix = f"{module.base_model_prefix}."
+    base = [name for name, _ in module.named_parameters() if name.startswith(prefix)]
+    lacking = [name for name in base if name in missing]
+    if 2 * len(lacking) > len(base):
+        problem = f"the weights of the model lack {len(lacking)} of {len(base)} parameters, e.g. {lacking[0]}"
+        raise DataError(f"{problem}\n  advice    weights and config.json of the same model")
+    outside = () if task == CAUSAL else tuple(n for n, _ in module.named_parameters() if not n.startswith(prefix))
+    return tuple(sorted({*outside, *(name for name, _ in module.named_parameters() if name in missing)}))
 
 
 def build_trainer(
@@ -285,13 +300,13 @@ def _set_dropout(config: Any, rate: float) -> None:
             setattr(config, name, rate if "classif" in name else 0.0)
 
 
-def _add_adapters(module: nn.Module, model: PretrainedModel) -> None:
-    """Add layers of LoRA to the module."""
+def _add_adapters(module: nn.Module, model: PretrainedModel, head: Sequence[str]) -> None:
+    """Add layers of LoRA to the module, but not to its head."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise MissingExtra("model.adapter=lora", "hf") from error
-    config = lora_config(module, model)
+    config = lora_config(module, model, head)
     try:
         with torch.random.fork_rng(devices=[]):
             inject_adapter_in_model(LoraConfig(**config), module)
@@ -301,8 +316,8 @@ def _add_adapters(module: nn.Module, model: PretrainedModel) -> None:
         raise SettingError("model.targets", model.targets, expected, "model.targets=all-linear") from error
 
 
-def lora_config(module: nn.Module, model: PretrainedModel) -> dict[str, Any]:
-    """Return the arguments of ``peft.LoraConfig`` for a model."""
+def lora_config(module: nn.Module, model: PretrainedModel, head: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments of ``peft.LoraConfig`` for a model and the names of the parameters of its head."""
     depth = num_layers(module)
     layers = None if model.layers is None else list(range(depth - _tuned_depth(model, depth), depth))
     targets = list(model.targets) if isinstance(model.targets, tuple) else model.targets
@@ -312,8 +327,14 @@ def lora_config(module: nn.Module, model: PretrainedModel) -> dict[str, Any]:
         "target_modules": targets,
         "lora_dropout": model.dropout,
         "layers_to_transform": layers,
+        "exclude_modules": modules_of(head) or None,
         "fan_in_fan_out": any(type(part).__name__ == "Conv1D" for part in module.modules()),  # GPT-2 transposes weights
     }
+
+
+def modules_of(names: Sequence[str]) -> list[str]:
+    """Return the names of the modules of some parameters, sorted."""
+    return sorted({name.rpartition(".")[0] for name in names})
 
 
 def num_layers(module: nn.Module) -> int:
@@ -348,8 +369,8 @@ def _checkpoint_gradients(module: nn.Module) -> None:
     supports = bool(getattr(module, "supports_gradient_checkpointing", False))
     setting, fix = "model.gradient_checkpointing", "model.gradient_checkpointing=false"
     require(supports, setting, True, "false: the model does not support it", fix)
-    enable: Any = module.gradient_checkpointing_enable
-    enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    enable: Any = module.activation_checkpointing_enable
+    enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _require_positions(module: nn.Module, length: int) -> None:

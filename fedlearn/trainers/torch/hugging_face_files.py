@@ -12,7 +12,7 @@ from torch import nn
 from fedlearn.data.subword_tokenizer import auto_tokenizer
 from fedlearn.errors import MissingExtra, require
 from fedlearn.trainers.pretrained import CAUSAL, TOKENS
-from fedlearn.trainers.torch.hugging_face import HuggingFaceTrainer, lora_config, quiet
+from fedlearn.trainers.torch.hugging_face import HuggingFaceTrainer, lora_config, modules_of, quiet
 
 PREFIX = "base_model.model."  # prefix of names in the files of peft
 TASK_TYPES = {CAUSAL: "CAUSAL_LM", TOKENS: "TOKEN_CLS"}  # others are SEQ_CLS
@@ -36,9 +36,9 @@ def save_adapter(trainer: HuggingFaceTrainer, params_D: Any, folder: Path, class
     from peft import LoraConfig
 
     config = LoraConfig(
-        **lora_config(trainer.module, model),
+        **lora_config(trainer.module, model, trainer.head),
         task_type=TASK_TYPES.get(trainer.task.name, "SEQ_CLS"),
-        modules_to_save=sorted({name.partition(".")[0] for name in trainer.head}) or None,
+        modules_to_save=modules_of(trainer.head) or None,
         base_model_name_or_path=model.path,
         revision=model.revision,
         inference_mode=True,
@@ -65,8 +65,8 @@ def save_merged(trainer: HuggingFaceTrainer, params_D: Any, folder: Path, classe
     if classes:
         module.config.id2label = dict(enumerate(classes))
         module.config.label2id = {name: number for number, name in enumerate(classes)}
-    if hasattr(module, "gradient_checkpointing_disable"):
-        module.gradient_checkpointing_disable()
+    if trainer.pretrained.gradient_checkpointing:
+        module.activation_checkpointing_disable()
     with quiet():
         module.save_pretrained(folder, safe_serialization=True)
     auto_tokenizer(trainer.files.folder).save_pretrained(folder)
