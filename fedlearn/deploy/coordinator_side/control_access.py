@@ -181,8 +181,9 @@ class ControlAccess:
         self._log(call, **fields, request_sha256=digest, accepted=number is not None)
 
     def _log(self, call: Call, **fields: Any) -> None:
-        """Write a request to the audit log. Equal reads within ten minutes are one line."""
-        if call.name in READS and not self._reads.allows(call.person.name, call.name, *map(str, fields.values())):
+        """Write a request to the audit log. Equal reads and stops within ten minutes are one line."""
+        is_repeatable = call.name in READS or call.name == "stop-run" or fields.get("do") == "stop"
+        if is_repeatable and not self._reads.allows(call.person.name, call.name, *map(str, fields.values())):
             return
         self.audit.append("request", person=call.person.name, role=str(call.person.role), request=call.name, **fields)
 

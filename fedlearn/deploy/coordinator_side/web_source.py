@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fedlearn.deploy.audit_log import AuditLog
+from fedlearn.deploy.audit_log import AuditLog, RefusalLimit
 from fedlearn.deploy.connectivity import ConnectionProblem
 from fedlearn.deploy.coordinator_side.app_bundle import PERSON_KEY
 from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient, NodeState, RunState
@@ -117,9 +117,10 @@ class PersonAccounts:
     audit: AuditLog
     runs: Path
     persons: Persons = field(init=False)
+    _limit: RefusalLimit = field(init=False)
 
     def __post_init__(self) -> None:
-        self.persons = Persons(self.path)
+        self.persons, self._limit = Persons(self.path), RefusalLimit()
 
     def check(self, token: str) -> str | None:
         """Return the name of the person with this token; None for a wrong token."""
@@ -127,7 +128,9 @@ class PersonAccounts:
         return person.name if person else None
 
     def record(self, person: str | None, address: str) -> None:
-        """Write an attempt to sign in to the audit log."""
+        """Write an attempt to sign in to the audit log; 100 lines per hour for each person, and for all strangers."""
+        if not self._limit.allows(person or ""):
+            return
         event = "web.refused" if person is None else "web.signed_in"
         fields = {} if person is None else {"person": person}
         with suppress(OSError):  # a full disk does not stop reading

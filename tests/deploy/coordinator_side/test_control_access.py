@@ -306,6 +306,17 @@ def test_a_stop_of_no_run_writes_nothing(coordinator, number):
     assert sorted(coordinator.folder.rglob("*.stop")) == before == []
 
 
+def test_equal_stops_of_a_run_are_one_line(coordinator):
+    for number in (77, 78):
+        Submissions(coordinator.folder).add(Submission(number=number, name="r", person="sam", do="run", folder="f"))
+    for _ in range(5):
+        for number in (77, 78):
+            assert coordinator.stop("sam", number) == 200
+            assert coordinator.start("sam", {"do": "stop", "run": number}) == 200
+    lines = [(line["request"], line["number"]) for line in coordinator.events]
+    assert lines == [(name, number) for number in ("77", "78") for name in ("stop-run", "start-run")]
+
+
 def test_equal_reads_are_one_line_and_other_requests_are_one_line_each(coordinator):
     for _ in range(5):
         assert coordinator.call("vic", "/v1/control/list-runs") == 200

@@ -1,6 +1,8 @@
 """A new SuperLink is a new connection of each node, so that requests whose responses it has lost are sent again."""
 
 import threading
+import time
+from datetime import datetime
 from types import SimpleNamespace
 
 import pytest
@@ -9,8 +11,9 @@ pytest.importorskip("flwr", reason="the extra flower is not installed")
 
 from fedlearn.deploy.coordinator_side import probes
 from fedlearn.deploy.coordinator_side.connections import connections_of, write_connections
-from fedlearn.deploy.coordinator_side.control_api import NodeState
+from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient, NodeState
 from fedlearn.deploy.coordinator_side.probes import LinkProbe
+from fedlearn.flower.compat import ControlClient
 from fedlearn.protocol.repetition import Repetition
 
 SINCE = "2026-01-01T00:00:00+00:00"
@@ -19,6 +22,17 @@ SINCE_UNIX = 1767225600.0
 
 def nodes(state="online"):
     return [NodeState(name="north", id=7, state=state, since=SINCE)]
+
+
+@pytest.mark.parametrize("interval_s", [15.0, 0.0, -1e300, 1e300, float("inf"), float("nan")])
+def test_no_interval_that_a_node_names_moves_its_last_heartbeat_into_the_future(interval_s):
+    now = time.time()
+    client = SimpleNamespace(last_heartbeat_of=ControlClient.last_heartbeat_of)
+    node = SimpleNamespace(status="online", online_until=now + 2 * interval_s, heartbeat_interval=interval_s)
+    shown = CoordinatorClient._last_heartbeat(SimpleNamespace(_client=client), node)
+    assert datetime.fromisoformat(shown).timestamp() <= now + 1.0
+    if interval_s == 15.0:
+        assert abs(datetime.fromisoformat(shown).timestamp() - now) <= 1.0
 
 
 @pytest.mark.parametrize(("link_started_at", "expected"), [(0.0, SINCE_UNIX), (SINCE_UNIX + 9.0, SINCE_UNIX + 9.0)])

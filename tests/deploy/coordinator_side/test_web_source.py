@@ -82,6 +82,10 @@ def test_persons_sign_in_by_token_until_it_is_revoked(tmp_path):
     lines = [json.loads(text) for text in audit.path.read_text().splitlines()]
     assert [(each["event"], each.get("person")) for each in lines] == [("web.signed_in", "ana"), ("web.refused", None)]
     assert token not in audit.path.read_text()
+    for _ in range(300):  # neither strangers nor persons fill the disk
+        accounts.record(None, "10.0.0.2")
+        accounts.record("ana", "10.0.0.1")
+    assert len(audit.path.read_text().splitlines()) == 200
     revoke_person(path, "ana")
     assert accounts.check(token) is None
     assert not accounts.is_active("ana")
