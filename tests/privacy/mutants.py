@@ -615,6 +615,43 @@ MUTANTS: tuple[Mutant, ...] = (
         GATE + "test_a_handler_that_adds_a_value_cannot_send_it",
     ),
     fault(
+        "node: requests may fill the disk",
+        "fedlearn/deploy/node_side/disk_limits.py",
+        "    return usage.free >= min(MIN_FREE_BYTES, MIN_FREE_SHARE * usage.total)\n",
+        "    return True\n",
+        "tests/deploy/node_side/test_node_audit.py::test_requests_leave_some_space_on_the_disk_of_a_node",
+    ),
+    fault(
+        "node: a redirection of the coordinator is followed",
+        "fedlearn/flower/response_limits.py",
+        "    client.follow_redirects = False\n",
+        "    client.follow_redirects = True\n",
+        "tests/flower/test_response_limits.py::test_a_redirection_reaches_no_other_machine",
+    ),
+    fault(
+        "node: an edit of the data that keeps size and time is not noticed",
+        "fedlearn/deploy/node_side/data_files.py",
+        "    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino\n",
+        "    return status.st_mtime_ns, 0, status.st_size, status.st_ino\n",
+        "tests/deploy/node_side/test_data_files.py::test_each_change_in_the_folder_is_noticed",
+    ),
+    fault(
+        "coordinator: all persons read the settings of all runs",
+        "fedlearn/deploy/coordinator_side/visibility.py",
+        "    if person.role.includes(Role.ADMIN):\n        return [dict(event) for event in events]\n",
+        "    if True:\n        return [dict(event) for event in events]\n",
+        "tests/deploy/coordinator_side/test_run_api.py"
+        "::test_settings_of_a_run_are_for_its_submitter_and_admins_in_each_answer",
+    ),
+    fault(
+        "coordinator: an interrupted run of a revoked person is resumed",
+        "fedlearn/deploy/coordinator_side/run_recovery.py",
+        "        if self.may_submit(person):\n",
+        "        if True:\n",
+        "tests/deploy/coordinator_side/test_run_recovery.py"
+        "::test_a_run_of_a_person_who_may_start_no_runs_is_not_resumed",
+    ),
+    fault(
         "gate: details of all refusals leave",
         "fedlearn/protocol/refusals.py",
         '    detail = refusal.detail if refusal.code.has_detail else ""\n',
