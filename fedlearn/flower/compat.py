@@ -569,6 +569,7 @@ class ControlClient:
             root_certificates=certificates,
             interceptors=[RuntimeVersionHttpInterceptor(component_name="fedlearn"), _Bearer(token)],
         )
+        _http_client_of(self._client).follow_redirects = False
 
     def start_run(self, fab: Any, config: Mapping[str, Any]) -> tuple[int | None, str]:
         """Start a run of an app bundle.
@@ -648,6 +649,13 @@ class ControlClient:
         self._client.close()
 
 
+def _http_client_of(client: Any) -> Any:
+    """Return the `httpx.Client` of a client of Flower."""
+    if not hasattr(client, "_client"):
+        raise FLOWER.incompatible(f"{type(client).__module__}:{type(client).__name__}._client")
+    return client._client
+
+
 class _Bearer:
     """Add a bearer token to each request."""
 
@@ -696,10 +704,7 @@ class FleetClient:
                 NodeAuthHttpInterceptor(key, self._public_key),
             ],
         )
-        inner = getattr(self._client, "_client", None)
-        if inner is None:
-            raise FLOWER.incompatible("flwr.supernode.fleet_http_client:FleetHttpClient._client")
-        limit_responses(inner)
+        limit_responses(_http_client_of(self._client))
 
     def activate(self, heartbeat_interval_s: float) -> int:
         """Connect the node, and return its id. Flower refuses a node that is connected already."""

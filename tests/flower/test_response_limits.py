@@ -51,3 +51,19 @@ def test_a_redirection_reaches_no_other_machine(status):
     with pytest.raises(httpx.HTTPStatusError):
         client(answer).post("https://coordinator/").raise_for_status()
     assert hosts == ["coordinator"]
+
+
+def test_the_clients_of_nodes_and_persons_follow_no_redirection(tmp_path):
+    needs("flwr", "cryptography")
+    from fedlearn.deploy import keys
+    from fedlearn.flower.compat import ControlClient, FleetClient
+
+    keys.create(tmp_path, ["localhost"], ["north"])
+    certificates = (tmp_path / "ca.crt").read_bytes()
+    key = (tmp_path / "nodes/north/node.key").read_bytes()
+    fleet = FleetClient("localhost:1", certificates=certificates, private_key=key)
+    control = ControlClient("localhost:1", certificates=certificates, token="token")
+    for client in (fleet, control):
+        assert client._client._client.follow_redirects is False
+        client.close()
+    assert fleet._client._client.event_hooks["response"]

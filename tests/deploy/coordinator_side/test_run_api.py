@@ -13,11 +13,12 @@ import httpx
 
 from fedlearn.deploy import fetch, keys, remote_runs
 from fedlearn.deploy.audit_log import AuditLog, read_events
+from fedlearn.deploy.coordinator_side.app_bundle import PERSON_KEY
 from fedlearn.deploy.coordinator_side.control_api import RunState
 from fedlearn.deploy.coordinator_side.ownership import require_outside_runs, require_owner
 from fedlearn.deploy.coordinator_side.run_api import RunApi
 from fedlearn.deploy.coordinator_side.run_files import list_files, read_progress
-from fedlearn.deploy.persons import Persons, add_person
+from fedlearn.deploy.persons import Persons, add_person, revoke_person
 from fedlearn.deploy.remote_runs import RemoteFile, RunClient, find_run
 from fedlearn.errors import FedlearnError
 
@@ -168,6 +169,23 @@ def test_a_folder_of_another_person_is_refused(place, tokens, monkeypatch):
     for person, folder in (("sue", FOLDER), ("vic", FOLDER), ("", FOLDER), ("sam", "unknown"), ("sam", "none")):
         with pytest.raises(FedlearnError, match="is a run of another person"):
             require_owner(place / folder, person)
+
+
+@pytest.mark.parametrize("do", ["run", "resume"])
+def test_a_queued_request_of_a_person_who_may_start_no_runs_starts_none(place, tmp_path, monkeypatch, do):
+    from fedlearn.deploy.coordinator_side import server_app
+
+    path = tmp_path / "persons.json"
+    for name, role in {"sam": "submitter", "vic": "viewer"}.items():
+        add_person(path, name, role)
+    revoke_person(path, "sam")
+    monkeypatch.setenv("FEDLEARN_PERSONS", str(path))
+    before = sorted(place.rglob("*"))
+    for person in ("sam", "vic", "nobody"):
+        request = {"do": do, "folder": FOLDER, "settings": {}, "overrides": [], "chosen": True, PERSON_KEY: person}
+        with pytest.raises(FedlearnError, match="may not start runs any more"):
+            server_app.execute(request, None, 7, place)
+    assert sorted(place.rglob("*")) == before
 
 
 MARK = "a value of a setting"
