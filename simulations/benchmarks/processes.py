@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Sequence
 from mmap import mmap
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import numpy as np
 
@@ -24,6 +26,37 @@ LONGEST_ROUND = 600.0  # maximum duration of a round, seconds
 def num_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def processor_seconds() -> float:
+    """Return the processor time of this process and of its child processes of `multiprocessing`, seconds.
+
+    The time of a running child has a resolution of 10 ms. Other systems than Linux count only children that have ended.
+    """
+    times = os.times()
+    running = [_stat(child.pid) for child in multiprocessing.active_children() if child.pid]
+    return time.process_time() + times.children_user + times.children_system + sum(seconds for _, seconds in running)
+
+
+def tree_processor_seconds() -> float:
+    """Return the processor time of this process and of all its descendants, seconds. The search takes milliseconds."""
+    found = {int(path.name): _stat(int(path.name)) for path in Path("/proc").iterdir() if path.name.isdigit()}
+    tree, new = set[int](), {os.getpid()}
+    while new:
+        tree |= new
+        new = {process for process, (parent, _) in found.items() if parent in new}
+    times = os.times()
+    descendants = sum(found[process][1] for process in tree - {os.getpid()})
+    return time.process_time() + times.children_user + times.children_system + descendants
+
+
+def _stat(process: int) -> tuple[int, float]:
+    """Return the parent of a process, and the processor time of it and of its children that have ended, seconds."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0, 0.0
+    return int(fields[1]), sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def balanced(share: Share, num_parts: int) -> list[list[tuple[int, np.ndarray]]]:

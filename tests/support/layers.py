@@ -64,6 +64,7 @@ TABLE = {
     "tests/simulations/test_privacy_utility": "cli",
     "tests/simulations/test_report": "cli",
     "tests/simulations/test_robustness": "cli",
+    "tests/simulations/test_run_benchmark": "framework",
     "tests/simulations/test_scale_benchmark": "process",
     "tests/simulations/test_secagg_benchmark": "cli",
     "tests/strategies/test_heterogeneity": "framework",
