@@ -33,12 +33,13 @@ class Report(Callback):
     An error of the report is logged and is not a failure of the callback, because the run folder has all data.
 
     Args:
-        enabled: False writes no report; default True.
+        enabled: False writes no report; True and ``auto`` (default) write it. A sweep replaces ``auto`` by False.
     """
 
-    def __init__(self, *, enabled: bool = True) -> None:
-        require(isinstance(enabled, bool), "enabled", enabled, "true or false", "enabled=true")
-        self._enabled = enabled
+    def __init__(self, *, enabled: bool | str = "auto") -> None:
+        is_valid = isinstance(enabled, bool) or enabled == "auto"
+        require(is_valid, "enabled", enabled, "true, false or auto", "enabled=true")
+        self._enabled = bool(enabled)
         self._folder = Path()
 
     def on_start(self, run: RunInfo) -> None:

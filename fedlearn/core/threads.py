@@ -1,7 +1,8 @@
-"""Compute on all cores with threads of Python; the linear algebra library then uses one thread each.
+"""Set the number of cores of a run, and compute on them with threads of Python.
 
-NumPy releases the interpreter lock in its loops. A BLAS library with threads of its own waits in busy loops for a core
-that another process uses. So this module limits BLAS to one thread, and divides the work itself.
+This is the only place that sets the threads of libraries. A run divides its work among the cores itself: torch into
+processes, XLA into shares of a block, and rules into threads. A library then has one thread in each of them. A BLAS
+library with several threads waits in busy loops for a core that another process uses.
 """
 
 from __future__ import annotations
@@ -17,13 +18,35 @@ from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
 
+THREADS_PER_LIBRARY = 1  # torch, programs of XLA, and BLAS
+NUM_CORES = "FEDLEARN_NUM_CORES"
+XLA_POOL = "NPROC"  # XLA reads its number of threads here, when it starts
+LIBRARIES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "BLIS_NUM_THREADS")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def available_cores() -> int:
-    """Return the number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of processor cores that this process may use: at most the number of `limit_threads`."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = os.environ.get(NUM_CORES, "")
+    return min(cores, int(limit)) if limit.isdecimal() and int(limit) else cores
+
+
+def limit_threads(num_cores: int | None = None) -> None:
+    """Limit this process and its later child processes to a number of cores, with one thread per library.
+
+    Existing variables of the libraries keep their values in child processes.
+
+    Args:
+        num_cores: number of cores, >= 1; None keeps ``FEDLEARN_NUM_CORES``, or all cores of the machine.
+    """
+    if num_cores is not None:
+        os.environ[NUM_CORES] = str(num_cores)
+    os.environ[XLA_POOL] = str(available_cores())
+    for name in LIBRARIES:
+        os.environ.setdefault(name, str(THREADS_PER_LIBRARY))  # for libraries that are not loaded yet, and for workers
+    _controller().limit(limits=THREADS_PER_LIBRARY, user_api="blas")
 
 
 def num_threads() -> int:
@@ -57,7 +80,7 @@ def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) ->
 
 def single_blas_thread() -> AbstractContextManager[Any]:
     """Return a context in which the BLAS of NumPy and SciPy use one thread in this process."""
-    limit: AbstractContextManager[Any] = _controller().limit(limits=1, user_api="blas")
+    limit: AbstractContextManager[Any] = _controller().limit(limits=THREADS_PER_LIBRARY, user_api="blas")
     return limit
 
 

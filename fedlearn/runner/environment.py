@@ -1,4 +1,4 @@
-"""Prepare the process that runs an experiment: environment variables and memory.
+"""Prepare the process that runs an experiment: environment variables, threads and memory.
 
 Commands and `fedlearn.run` call this module. The construction of a trainer or an engine does not change the process.
 """
@@ -11,6 +11,8 @@ import sys
 
 from platformdirs import user_cache_path
 
+from fedlearn.core.threads import limit_threads
+
 MALLOC_TRIM_BYTES = 2**30  # glibc keeps up to this amount of freed memory
 MALLOC_MMAP_BYTES = 2**25  # glibc returns larger blocks when they are freed; it accepts no larger number
 MLFLOW_VARIABLES = {
@@ -22,16 +24,19 @@ MLFLOW_VARIABLES = {
 MALLOC_VARIABLES = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"}
 
 
-def set_environment(framework: str | None) -> None:
+def set_environment(framework: str | None, num_cores: int | None = None) -> None:
     """Prepare this process for a framework, before the framework is loaded. Existing variables keep their values.
 
     - Flower and MLflow send no telemetry. MLflow prints nothing, and a server that does not respond delays no run.
     - JAX allocates GPU memory as needed, and stores compiled programs in the cache folder of the user.
     - PyTorch: glibc keeps freed memory, see `keep_freed_memory`.
+    - Libraries have one thread each, see `fedlearn.core.threads`.
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed``; None prepares for no framework.
+        num_cores: number of cores of the run, >= 1; None (default) keeps ``FEDLEARN_NUM_CORES``, or all cores.
     """
+    limit_threads(num_cores)
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     for name, value in MLFLOW_VARIABLES.items():
         os.environ.setdefault(name, value)

@@ -35,7 +35,15 @@ from fedlearn.runner.run_mode import SIMULATION, RunMode
 from fedlearn.runner.training_data import require_same_data
 
 EARLY_STOP_SETTINGS = ("early_stop.metric", "early_stop.patience", "early_stop.min_delta")
-CHANGEABLE_SETTINGS = ("rounds", "max_failures", "min_sites", "checkpoint_every", "report", *EARLY_STOP_SETTINGS)
+CHANGEABLE_SETTINGS = (
+    "rounds",
+    "max_failures",
+    "min_sites",
+    "checkpoint_every",
+    "report",
+    "num_cores",
+    *EARLY_STOP_SETTINGS,
+)
 SUMMARY_FILE = "summary.json"
 
 
@@ -59,7 +67,7 @@ def resume(folder: Path, overrides: Sequence[str] = (), *, run_mode: RunMode = S
     run_mode.check_settings(cfg)
     refuse_dry_run(cfg, "a resumed run")
     plan, callbacks = build_plan(cfg, run_mode.parts), build_callbacks(cfg, run_mode.parts.callbacks)
-    set_environment(cfg.get("framework"))
+    set_environment(cfg.get("framework"), cfg.get("num_cores"))
     with locked_run_folder(folder):
         experiment = with_declared_model(run_mode.build_experiment(cfg, plan, folder), cfg)
         _check_data(folder, experiment)

@@ -36,7 +36,7 @@ from fedlearn.runner.run_config import write_run_config
 from fedlearn.runner.run_description import build_run_info
 from fedlearn.runner.run_folder import LOG_FILE, locked_run_folder, reserve_run_folder, reserve_sweep_folder
 from fedlearn.runner.run_mode import SIMULATION, RunMode
-from fedlearn.runner.sweep import BASIC_LAUNCHER, Sweep
+from fedlearn.runner.sweep import BASIC, Sweep, sweep_processes
 from fedlearn.runner.training_data import write_data_digests, write_held_out_rows
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def run(job: Job, planned: Plan | None = None, *, run_mode: RunMode = SIMULATION
             unless the rounds had started.
         BuildError: code that the settings name failed. The run folder remains; ``run.log`` has the traceback.
     """
-    set_environment(job.cfg.get("framework"))
+    set_environment(job.cfg.get("framework"), job.cfg.get("num_cores"))
     reserved = reserve_run_folder(job.folder, chosen=job.chosen)
     try:
         with locked_run_folder(reserved.path):
@@ -147,14 +147,18 @@ def _sweep(args: Namespace, first: Job) -> int:
     parsed = [override for text in args.overrides for override in parse_override(text)]
     folder = reserve_sweep_folder(first.sweep_folder, chosen=first.chosen)
     args.overrides.append(f"hydra.sweep.dir={quote_value(str(folder))}")
+    processes = sweep_processes(first)
     sweep = Sweep(
         folder=folder,
         fixed=frozenset(override.setting for override in parsed if not override.is_sweep),
         run=run,
-        is_parallel=first.choices.get("hydra/launcher", BASIC_LAUNCHER) != BASIC_LAUNCHER,
+        is_parallel=processes is not None or first.choices.get("hydra/launcher", BASIC) != BASIC,
+        processes=processes,
     )
     try:
-        return max(_hydra(args, sweep), sweep.worst_exit_code())
+        code = _hydra(args, sweep)
+        sweep.wait()
+        return max(code, sweep.worst_exit_code())
     finally:
         sweep.close()
 

@@ -1,6 +1,7 @@
 """Run the jobs of a sweep: one run folder for each job, and the exit code of the worst job.
 
-A launcher such as joblib runs the jobs in other processes. So each job adds its exit code to a file of the sweep.
+Jobs run in other processes, forked from this process or started by a launcher such as joblib. So each job adds its exit
+code to a file of the sweep.
 """
 
 from __future__ import annotations
@@ -12,18 +13,23 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from omegaconf import DictConfig, open_dict
 
 from fedlearn.callbacks.formatting import format_metric
+from fedlearn.callbacks.run_history import METRICS_FILE
 from fedlearn.core.command_line import DONE, FAILED, STOPPED, exit_code
+from fedlearn.errors import require
 from fedlearn.runner.compat import job_overrides, run_folder
 from fedlearn.runner.compose import Job, setting_of
+from fedlearn.runner.environment import set_environment
+from fedlearn.runner.job_processes import JobProcesses, jobs_at_a_time
 from fedlearn.runner.rounds import RunOutcome
 
 EXIT_CODES = ".exit_codes"  # file in the folder of a sweep while it runs
-BASIC_LAUNCHER = "basic"  # Hydra's name of the launcher that runs one job after another
+BASIC = "basic"  # Hydra's name of the launcher that runs one job after another, and of its sweeper
 MAX_FOLDER_NAME = 100  # characters; the number of the job at the start keeps names distinct
 
 
@@ -35,20 +41,30 @@ class Sweep:
         folder: folder of the sweep.
         fixed: settings with the same value in all jobs.
         run: function that runs a job in its folder.
-        is_parallel: True if a launcher runs several jobs at the same time. Each job then prints one line.
+        is_parallel: True if several jobs run at the same time. Each job then prints one line.
+        processes: processes that run the jobs; None runs each job in the process of the launcher.
     """
 
     folder: Path
     fixed: frozenset[str]
     run: Callable[[Job], RunOutcome]
     is_parallel: bool
+    processes: JobProcesses | None = None
 
     def __call__(self, cfg: DictConfig) -> float:
-        """Run one job, and return its main metric."""
-        created, outcome = run_folder(), RunOutcome(exit_code=FAILED)
+        """Run one job, and return its main metric. A job in another process has no metric yet: it returns NaN."""
+        created = run_folder()
         varied = [override for override in job_overrides() if setting_of(override) not in self.fixed]
         name = f"job {created.name}: {', '.join(varied) or 'no setting varies'}"
-        job = Job(cfg=self._quiet(cfg), folder=job_folder(created, varied), chosen=True)
+        job = Job(cfg=self._as_job(cfg), folder=job_folder(created, varied), chosen=True)
+        if self.processes is None:
+            return self._run(job, name, created)
+        self.processes.start(lambda: self._run(job, name, created), job.folder / METRICS_FILE)
+        return float("nan")
+
+    def _run(self, job: Job, name: str, created: Path) -> float:
+        """Run a job, record its exit code, and return its main metric."""
+        outcome = RunOutcome(exit_code=FAILED)
         if not self.is_parallel:
             sys.stdout.write(f"{name}\n")
 
@@ -70,19 +86,34 @@ class Sweep:
             created.rmdir()
         return outcome.score
 
+    def wait(self) -> None:
+        """Wait for the jobs in other processes. Ctrl-C interrupts each job, which can then be resumed.
+
+        Raises:
+            KeyboardInterrupt: the user or a job pressed Ctrl-C.
+        """
+        if self.processes is not None:
+            self.processes.wait()
+        if self.worst_exit_code() == STOPPED:
+            raise KeyboardInterrupt
+
     def worst_exit_code(self) -> int:
         """Return the largest exit code of all jobs."""
         path = self.folder / EXIT_CODES
         return max(map(int, path.read_text().split()), default=DONE) if path.exists() else DONE
 
     def close(self) -> None:
-        """Remove the file with the exit codes."""
+        """Interrupt the jobs that still run, and remove the file with the exit codes."""
+        if self.processes is not None:
+            self.processes.interrupt()
         (self.folder / EXIT_CODES).unlink(missing_ok=True)
 
-    def _quiet(self, cfg: DictConfig) -> DictConfig:
-        """Return the settings without a console if other jobs print at the same time."""
-        if self.is_parallel:
-            with open_dict(cfg):
+    def _as_job(self, cfg: DictConfig) -> DictConfig:
+        """Return the settings without automatic reports, and without a console if jobs run at the same time."""
+        with open_dict(cfg):
+            if cfg.get("report") == "auto":
+                cfg.report = False  # it takes as long as a small run; simulations.report draws it on request
+            if self.is_parallel:
                 cfg.callbacks.console = None
         return cfg
 
@@ -92,6 +123,33 @@ class Sweep:
             os.write(file, f"{code}\n".encode())
         finally:
             os.close(file)
+
+
+def sweep_processes(first: Job) -> JobProcesses | None:
+    """Return the processes for the jobs of a sweep; None if the launcher of Hydra runs them.
+
+    The framework is imported here, once for all jobs.
+
+    Args:
+        first: first job of the sweep, whose settings are the settings of the sweep.
+
+    Raises:
+        SettingError: ``num_jobs`` is set, but this process cannot fork or a launcher runs the jobs.
+    """
+    cfg = first.cfg
+    size = jobs_at_a_time(cfg.get("num_jobs"), cfg.engine, cfg.get("device") or "cpu")
+    others = [first.choices.get(group, BASIC) for group in ("hydra/launcher", "hydra/sweeper")]
+    if others != [BASIC, BASIC]:
+        expected = f"null, because {' and '.join(name for name in others if name != BASIC)} runs the jobs"
+        require(cfg.get("num_jobs") is None, "num_jobs", cfg.get("num_jobs"), expected, "num_jobs=null")
+        return None
+    if size == 1:
+        return None
+    set_environment(cfg.get("framework"))
+    if cfg.get("framework") in ("torch", "jax"):
+        with suppress(ImportError):  # the job reports it
+            import_module(f"fedlearn.trainers.{cfg.framework}")
+    return JobProcesses(size)
 
 
 def job_folder(created: Path, varied: Sequence[str]) -> Path:

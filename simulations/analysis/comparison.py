@@ -39,7 +39,17 @@ COLORS = (
     "#000000",
 )
 # settings that do not change a result
-IGNORED_SETTINGS = ("seed", "run_name", "hydra", "defaults", "report", "callbacks", "checkpoint_every")
+IGNORED_SETTINGS = (
+    "seed",
+    "run_name",
+    "hydra",
+    "defaults",
+    "report",
+    "callbacks",
+    "checkpoint_every",
+    "num_cores",
+    "num_jobs",
+)
 SCENARIO_KEYS = ("_target_", "path", "target")  # settings of a scenario that choose the data and the question
 FILE_STEM = "compare"  # names of the files without suffix
 

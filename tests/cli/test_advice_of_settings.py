@@ -26,6 +26,7 @@ SAMPLE_SIZE = 60  # command lines of a group; all of them take 20 minutes
 WRONG = ("-1", "0", "1.5", "nan", "abc", "null", "[1]")
 TOP_LEVEL = (
     *("rounds", "seed", "cohort", "evaluate_every", "evaluate_clients", "max_failures", "checkpoint_every", "device"),
+    *("num_cores", "num_jobs"),
     *("framework", "buffers", "baseline", "init", "report", "early_stop.patience", "early_stop.min_delta"),
     *("local.epochs", "local.steps", "local.batch_size", "local.optimizer", "local.learning_rate", "local.momentum"),
     *("local.weight_decay", "callbacks.console.width", "callbacks.checkpoints.keep", "allow_targets", "model"),

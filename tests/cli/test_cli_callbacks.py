@@ -246,7 +246,7 @@ def test_the_default_callbacks_can_be_removed(run, summary, capsys):
 
 def test_a_sweep_and_the_print_of_the_configuration_take_callbacks(run_with_user_code, here, capsys):
     words = ["--config-dir", "my_conf", ALLOW, "scenario=diabetes", "rounds=4", "report=false"]
-    assert main([*words, "-m", "callbacks=[losses]", "callbacks.checkpoints.keep=1,3"]) == 0
+    assert main([*words, "-m", "num_jobs=1", "callbacks=[losses]", "callbacks.checkpoints.keep=1,3"]) == 0
     (sweep,) = (here / "multirun").iterdir()
     jobs = sorted(path for path in sweep.iterdir() if path.is_dir())
     assert [len(list((job / "checkpoints").iterdir())) for job in jobs] == [1, 3]

@@ -15,6 +15,8 @@ from fedlearn.runner.start import main
 
 needs("torch")
 
+IN_TURN = ("scenario=diabetes", "rounds=1", "report=false", "num_jobs=1")  # jobs in this process
+
 
 def test_a_run_leaves_its_files_and_says_where(run, summary, capsys):
     code, folder = run()
@@ -84,7 +86,7 @@ def test_two_runs_started_at_the_same_moment_never_share_a_folder(here):
 
 
 def test_a_sweep_runs_every_combination_in_a_folder_of_its_own(here, summary, capsys):
-    assert main(["-m", "scenario=diabetes", "rounds=1", "report=false", "seed=1,2", "strategy=fedavg,fedprox"]) == 0
+    assert main(["-m", *IN_TURN, "seed=1,2", "strategy=fedavg,fedprox"]) == 0
     (sweep,) = (here / "multirun").iterdir()
     folders = sorted(path for path in sweep.iterdir() if path.is_dir())
     assert [folder.name for folder in folders] == [
@@ -98,7 +100,7 @@ def test_a_sweep_runs_every_combination_in_a_folder_of_its_own(here, summary, ca
 
 
 def test_a_job_of_a_sweep_that_fails_does_not_stop_the_others(here, summary, capsys):
-    words = ["-m", "scenario=diabetes", "rounds=1", "report=false", "strategy.clients_per_round=99,2"]
+    words = ["-m", *IN_TURN, "strategy.clients_per_round=99,2"]
     assert main(words) == 2
     (sweep,) = (here / "multirun").iterdir()
     (folder,) = (path for path in sweep.iterdir() if path.is_dir())

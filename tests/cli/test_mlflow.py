@@ -181,7 +181,7 @@ def test_a_tracker_that_fails_warns_once_and_changes_nothing(client, here, capsy
 
 @pytest.mark.slow
 def test_the_jobs_of_a_sweep_have_one_parent_with_the_settings_as_names(client, here):
-    assert main([*WORDS, "rounds=1", "-m", "seed=1,2"]) == 0
+    assert main([*WORDS, "rounds=1", "-m", "seed=1,2", "num_jobs=1"]) == 0
     parent, *jobs = client.runs.values()
     assert [job.name for job in jobs] == ["0_seed=1", "1_seed=2"]
     assert {job.tags["mlflow.parentRunId"] for job in jobs} == {"id0"}
@@ -253,7 +253,7 @@ def test_mlflow_itself_has_the_run_and_loads_the_registered_model(here, monkeypa
     words = ["scenario=diabetes", "callbacks=[mlflow]", "callbacks.mlflow.registered_model=risk"]
     assert main([*words, "rounds=2", "hydra.run.dir=run"]) == 0
     assert resume(["run", "rounds=3"]) == 0
-    assert main([*words, "rounds=1", "-m", "seed=1,2"]) == 0
+    assert main([*words, "rounds=1", "-m", "seed=1,2", "num_jobs=1"]) == 0
     uri = f"sqlite:///{here}/mlflow.db"
     client = tracker.MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name("fedlearn")

@@ -11,7 +11,7 @@ needs("torch")
 needs("dp_accounting")
 
 
-WORDS = ["-m", "scenario=digits", "partition.num_clients=2", "partition=iid", "rounds=2", "report=false"]
+WORDS = ["-m", "scenario=digits", "partition.num_clients=2", "partition=iid", "rounds=2", "report=false", "num_jobs=1"]
 
 
 @pytest.fixture(scope="module")

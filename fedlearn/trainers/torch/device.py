@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from fedlearn.core.threads import THREADS_PER_LIBRARY
 from fedlearn.errors import SettingError
 
 
@@ -31,8 +32,8 @@ def single_threaded(device: str) -> Iterator[None]:
     saves. Sums would also depend on the number of threads.
     """
     num_threads = torch.get_num_threads()
-    if device == "cpu" and num_threads != 1:
-        torch.set_num_threads(1)
+    if device == "cpu" and num_threads != THREADS_PER_LIBRARY:
+        torch.set_num_threads(THREADS_PER_LIBRARY)
         try:
             yield
         finally:
