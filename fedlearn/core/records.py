@@ -158,7 +158,7 @@ class Examples:
     y: np.ndarray
 
     def __post_init__(self) -> None:
-        if isinstance(self.x, Mapping | tuple):
+        if type(self.x) is not np.ndarray and isinstance(self.x, Mapping | tuple):  # the first test is fast
             object.__setattr__(self, "x", join_inputs(self.x))
         if len(self.x) != len(self.y):
             raise ValueError(f"x has {len(self.x)} examples, but y has {len(self.y)}")

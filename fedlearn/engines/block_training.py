@@ -5,6 +5,7 @@ Shapes: K clients in a block, D parameters.
 
 from __future__ import annotations
 
+import logging
 import traceback
 from bdb import BdbQuit
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,8 @@ from fedlearn.core.records import ClientId, ClientWork, Failure, FailureStage, R
 from fedlearn.errors import SettingError
 from fedlearn.loop.client_update import client_step, client_step_mixed_rounds, initial_client_state
 from fedlearn.loop.protocols import Trainer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +89,7 @@ class BlockTrainer:
             if len(work) == 1:
                 yield failure(work[0].client, FailureStage.FIT, error)
             else:  # one client made the block fail: train each client alone, so that the other clients succeed
+                _log_single_training(len(work), error)
                 for client_work in work:
                     yield from self._train_work(strategy, request, [client_work])
             return
@@ -108,11 +112,24 @@ class BlockTrainer:
             results = client_step_mixed_rounds(self.trainer, strategy, requests, work) if work else []
         except self._raised_in_training:
             raise
-        except Exception:  # one client made the block fail: train each client alone
+        except Exception as error:  # one client made the block fail: train each client alone
+            _log_single_training(len(work), error)
             for request, client_work in zip(requests, work, strict=True):
                 yield from self._train_work(strategy, request, [client_work])
             return
         yield from results
+
+
+def _log_single_training(num_clients: int, error: Exception) -> None:
+    """Log that a block failed, e.g. because the memory of the device ran out. Its training takes many times as long."""
+    reason = (str(error).splitlines() or [""])[0]
+    log.warning(
+        "a block of %d clients failed and is trained one client at a time (%s: %s); "
+        "if memory ran out, use a smaller engine.block_size",
+        num_clients,
+        type(error).__name__,
+        reason,
+    )
 
 
 def failure(client: ClientId, stage: FailureStage, error: Exception) -> Failure:

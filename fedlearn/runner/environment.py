@@ -24,22 +24,28 @@ MLFLOW_VARIABLES = {
 MALLOC_VARIABLES = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"}
 
 
-def set_environment(framework: str | None, num_cores: int | None = None) -> None:
+def set_environment(framework: str | None, num_cores: int | None = None, *, device: str = "cpu") -> None:
     """Prepare this process for a framework, before the framework is loaded. Existing variables keep their values.
 
     - Flower and MLflow send no telemetry. MLflow prints nothing, and a server that does not respond delays no run.
     - JAX allocates GPU memory as needed, and stores compiled programs in the cache folder of the user.
     - PyTorch: glibc keeps freed memory, see `keep_freed_memory`.
     - Libraries have one thread each, see `fedlearn.core.threads`.
+    - On a GPU, torch and JAX multiply in float32, not in TF32. By default, JAX uses it for all products, and torch for
+      convolutions only. ``NVIDIA_TF32_OVERRIDE=1`` and ``JAX_DEFAULT_MATMUL_PRECISION=default`` allow TF32.
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed``; None prepares for no framework.
         num_cores: number of cores of the run, >= 1; None (default) keeps ``FEDLEARN_NUM_CORES``, or all cores.
+        device: device of local training, default ``cpu``.
     """
     limit_threads(num_cores)
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     for name, value in MLFLOW_VARIABLES.items():
         os.environ.setdefault(name, value)
+    if device != "cpu":
+        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+        os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
     if framework in ("jax", "mixed"):
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(user_cache_path("fedlearn") / "jax"))

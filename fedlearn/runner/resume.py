@@ -67,7 +67,7 @@ def resume(folder: Path, overrides: Sequence[str] = (), *, run_mode: RunMode = S
     run_mode.check_settings(cfg)
     refuse_dry_run(cfg, "a resumed run")
     plan, callbacks = build_plan(cfg, run_mode.parts), build_callbacks(cfg, run_mode.parts.callbacks)
-    set_environment(cfg.get("framework"), cfg.get("num_cores"))
+    set_environment(cfg.get("framework"), cfg.get("num_cores"), device=cfg.get("device") or "cpu")
     with locked_run_folder(folder):
         experiment = with_declared_model(run_mode.build_experiment(cfg, plan, folder), cfg)
         _check_data(folder, experiment)

@@ -75,7 +75,7 @@ def run(job: Job, planned: Plan | None = None, *, run_mode: RunMode = SIMULATION
             unless the rounds had started.
         BuildError: code that the settings name failed. The run folder remains; ``run.log`` has the traceback.
     """
-    set_environment(job.cfg.get("framework"), job.cfg.get("num_cores"))
+    set_environment(job.cfg.get("framework"), job.cfg.get("num_cores"), device=job.cfg.get("device") or "cpu")
     reserved = reserve_run_folder(job.folder, chosen=job.chosen)
     try:
         with locked_run_folder(reserved.path):

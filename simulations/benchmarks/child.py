@@ -60,6 +60,7 @@ def outcome(task: dict[str, Any]) -> dict[str, Any]:
         "variant": done.variant,
         "seconds": clock.seconds,
         "examples": clock.examples,
+        "processor": clock.processor,
         "seconds_to_first_round": clock.first - task["began"],
         "loss": loss,
         **memory,

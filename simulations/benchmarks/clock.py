@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from simulations.benchmarks.processes import tree_processor_seconds
 from simulations.benchmarks.workloads import Workload
 
 
@@ -19,16 +20,20 @@ class Clock:
     Attributes:
         seconds: duration of each finished round, seconds; the first one includes compilation and the start of workers.
         examples: number of training examples of each finished round.
+        processor: processor time of each finished round, seconds, all descendant processes included.
         first: Unix time at the end of the first round, seconds; 0 before.
     """
 
     seconds: list[float] = field(default_factory=list)
     examples: list[int] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
     first: float = 0.0
     _since: float = 0.0
+    _processor_since: float = 0.0
 
     def start(self) -> None:
         """Note the start of the first round."""
+        self._processor_since = tree_processor_seconds()
         self._since = time.perf_counter()
 
     def lap(self, num_examples: int) -> None:
@@ -36,7 +41,10 @@ class Clock:
         now = time.perf_counter()
         self.seconds.append(now - self._since)
         self.examples.append(num_examples)
-        self._since, self.first = now, self.first or time.time()
+        self.first = self.first or time.time()
+        processor = tree_processor_seconds()
+        self.processor.append(processor - self._processor_since)
+        self._processor_since, self._since = processor, time.perf_counter()  # without the time of this measurement
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class Run:
         variant: description of its method, processes and threads.
         seconds: duration of each round, seconds; the first one includes compilation and the start of workers.
         examples: number of training examples of each round.
+        processor: processor time of each round, seconds, all descendant processes included.
         seconds_to_first_round: time from the start of the process to the end of the first round, with imports.
         memory_mib: peak resident memory of the process, MiB.
         child_memory_mib: peak resident memory of its largest child, MiB; shared memory counts in both.
@@ -47,6 +48,7 @@ class Run:
     variant: str = ""
     seconds: list[float] = field(default_factory=list)
     examples: list[int] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
     seconds_to_first_round: float = 0.0
     memory_mib: float = 0.0
     child_memory_mib: float = 0.0
@@ -58,6 +60,11 @@ class Run:
     def seconds_per_round(self) -> float:
         """Median duration of a round, seconds. The first round counts only if it is the only one."""
         return median(self.seconds[1:] or self.seconds)
+
+    @property
+    def processor_per_round(self) -> float:
+        """Median processor time of a round, seconds. The first round counts only if it is the only one."""
+        return median(self.processor[1:] or self.processor)
 
     @property
     def examples_per_second(self) -> float:
@@ -84,19 +91,24 @@ def run_all(settings: Settings) -> Iterator[Run]:
 def run_system(settings: Settings, framework: str, system: str, *, repeat: int) -> Run:
     """Run one system in a new process. A failure is described in ``error``."""
     sizes = {**settings.sizes, "rounds": settings.rounds(system)}
-    task = {"system": system, "framework": framework, "workload": {"name": settings.workload.name, **sizes}}
+    work = {"name": settings.workload.name, "device": settings.workload.device, **sizes}
+    task = {"system": system, "framework": framework, "workload": work}
     load = os.getloadavg()[0]
-    result = _run_child(task, limit=settings.limit, environment=environment(framework, system))
+    result = _run_child(
+        task, limit=settings.limit, environment=environment(framework, system, settings.workload.device)
+    )
     return Run(framework=framework, system=system, repeat=repeat, load=load, **result)
 
 
-def environment(framework: str, system: str) -> dict[str, str]:
+def environment(framework: str, system: str, device: str = "cpu") -> dict[str, str]:
     """Return the environment variables of a system's process.
 
     Torch has one thread per process. JAX chooses its number of threads. In Flower, JAX has one thread too, because each
-    core has its own actor.
+    core has its own actor. Only a run of ours on another device sees devices other than the CPU.
     """
-    variables = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "JAX_PLATFORMS": "cpu"}
+    variables = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    if device == "cpu" or system != "ours":
+        variables |= {"JAX_PLATFORMS": "cpu"}
     if framework == "torch":
         variables |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     elif system == "flower":

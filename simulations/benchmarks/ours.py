@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
-import numpy as np
-
 from fedlearn import Schedule, federate, start, vector
+from fedlearn.core.arrays import as_numpy
 from fedlearn.core.layout import default_initial_parameters
 from fedlearn.loop.protocols import Trainer
 from fedlearn.runner.environment import keep_freed_memory
@@ -30,16 +29,17 @@ def run(workload: Workload, framework: str, clock: Clock) -> Done:
         clock.lap(done.num_examples or 0)
         state = done.state
     engine.close()
-    return Done(variant, np.asarray(state.params_D))
+    return Done(variant, as_numpy(state.params_D))
 
 
 def trainer(workload: Workload, framework: str) -> Trainer:
     """Build a trainer for the workload's model."""
     model = import_module(f"simulations.benchmarks.models_{framework}").module(workload)
     trainers = import_module(f"fedlearn.trainers.{framework}")
+    task, device = workload.task, workload.device
     if framework == "torch":
         keep_freed_memory()  # as in a run of fedlearn
-        result: Trainer = trainers.TorchTrainer(model, task=workload.task, initial=default_initial_parameters)
+        result: Trainer = trainers.TorchTrainer(model, task=task, initial=default_initial_parameters, device=device)
     else:
-        result = trainers.JaxTrainer(model, task=workload.task, input_shape=workload.input_shape)
+        result = trainers.JaxTrainer(model, task=task, input_shape=workload.input_shape, device=device)
     return result

@@ -13,7 +13,7 @@ FRAMEWORKS = ("torch", "jax")
 SYSTEMS = ("ours", "bare", "flower", "pfl")
 SLOW = ("flower", "pfl")
 COUNTS = (*SIZES, "repeats", "slow_rounds", "limit")
-SETTING_NAMES = ("workload", "framework", "systems", *COUNTS, "out")
+SETTING_NAMES = ("workload", "framework", "systems", "device", *COUNTS, "out")
 
 HELP = """\
 python -m simulations.benchmarks.speed workload=w1 [setting=value ...]
@@ -32,6 +32,7 @@ runs of the same repeat.
                        flower  Flower's simulation with Ray and the client of bare; w4 uses Opacus in torch
                                for both frameworks                           (flwr[simulation])
                        pfl     pfl-research, torch only                              (pfl)
+  device=cpu           device of ours, e.g. cuda:0; the other systems run on the CPU
   repeats=3            number of repeats; each system runs once per repeat
   rounds=N             number of rounds; default: w1 and w4 20, w2 and w5 5, w3 10
   slow_rounds=3        maximum number of rounds for flower and pfl
@@ -84,7 +85,7 @@ def read(argv: Sequence[str]) -> Settings:
     counts = {name: _count(name, overrides[name]) for name in COUNTS if name in overrides}
     sizes = {name: counts.pop(name) for name in SIZES if name in counts}
     return Settings(
-        workload=workload(overrides.get("workload", "w1"), **sizes),
+        workload=workload(overrides.get("workload", "w1"), device=overrides.get("device", "cpu"), **sizes),
         sizes=sizes,
         frameworks=_choices("framework", overrides.get("framework", "torch,jax"), FRAMEWORKS),
         systems=_choices("systems", overrides.get("systems", "ours,bare"), SYSTEMS),

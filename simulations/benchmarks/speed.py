@@ -98,7 +98,13 @@ def _save(folder: Path, runs: Sequence[Run], settings: Settings) -> None:
         "versions": installed_versions(PACKAGES),
         "runs": [run.as_json() for run in runs],
         "ratios": [
-            {"framework": r.framework, "ours_over": r.other, "values": r.values, "best": r.best}
+            {
+                "framework": r.framework,
+                "ours_over": r.other,
+                "values": r.values,
+                "best": r.best,
+                "processor": r.processor,
+            }
             for r in tables.ratios(runs)
         ],
     }

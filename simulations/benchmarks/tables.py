@@ -15,6 +15,7 @@ COLUMNS = (
     "system",
     "s / round",
     "best",
+    "processor s / round",
     "rounds / s",
     "client updates / s",
     "examples / s",
@@ -34,18 +35,21 @@ class Ratio:
         other: name of the other system.
         values: ratio of the median rounds, one value per repeat in which both systems ran.
         best: ratio of the fastest rounds over all repeats; it is more reliable if others use the machine too.
+        processor: ratio of the processor times of a round, median over repeats. A system that waits uses little.
     """
 
     framework: str
     other: str
     values: tuple[float, ...]
     best: float
+    processor: float
 
     def __str__(self) -> str:
         middle, low, high = median(self.values), min(self.values), max(self.values)
         faster = f", {1 / middle:.3g} times as fast" if middle < 0.95 else ""
         return (
-            f"{self.framework}: ours / {self.other} {middle:.3g} ({low:.3g}-{high:.3g}; best {self.best:.3g}){faster}"
+            f"{self.framework}: ours / {self.other} {middle:.3g} ({low:.3g}-{high:.3g}; best {self.best:.3g}){faster}; "
+            f"processor time {self.processor:.3g}"
         )
 
 
@@ -78,6 +82,7 @@ def _numbers(good: Sequence[Run], workload: Workload) -> tuple[str, ...]:
     return (
         f"{seconds:.4g}",
         f"{_best(good):.4g}",
+        f"{middle(lambda run: run.processor_per_round):.4g}",
         f"{1 / seconds:.3g}",
         f"{workload.cohort_size / seconds:,.0f}",
         f"{middle(lambda run: run.examples_per_second):,.0f}",
@@ -97,7 +102,10 @@ def ratios(runs: Sequence[Run]) -> list[Ratio]:
         values = tuple(ours[run.repeat] / run.seconds_per_round for run in repeats if run.repeat in ours)
         if system != "ours" and values:
             best = _best(grouped[framework, "ours"]) / _best(repeats)
-            result.append(Ratio(framework=framework, other=system, values=values, best=best))
+            mine = [run.processor_per_round for run in grouped[framework, "ours"]]
+            processor = median(mine) / max(1e-9, median(run.processor_per_round for run in repeats))
+            ratio = Ratio(framework=framework, other=system, values=values, best=best, processor=processor)
+            result.append(ratio)
     return result
 
 

@@ -46,6 +46,7 @@ class Workload:
         spread: standard deviation of the logarithm of the number of examples of a client; 0 makes all equal.
         dropout: True adds dropout to the model (0.25 before its hidden layer, 0.5 after it).
         example_dp: settings of DP-SGD on the clients, with Poisson batches of ``batch_size`` examples on average.
+        device: device of fedlearn's trainer, default ``cpu``.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Workload:
     spread: float = 0.0
     dropout: bool = False
     example_dp: ExampleDP | None = None
+    device: str = "cpu"
 
     @property
     def num_outputs(self) -> int:
@@ -160,11 +162,12 @@ WORKLOADS = {item.name: item for item in (W1, W2, W3, W4, W5)}
 SIZES = {"clients": "num_clients", "cohort": "cohort_size", "examples": "examples_per_client", "rounds": "rounds"}
 
 
-def workload(name: str, **sizes: int | None) -> Workload:
+def workload(name: str, *, device: str = "cpu", **sizes: int | None) -> Workload:
     """Return a workload by name, with other sizes if ``sizes`` has them.
 
     Args:
         name: ``w1`` to ``w5``.
+        device: device of fedlearn's trainer.
         sizes: ``clients``, ``cohort``, ``examples`` (mean per client) and ``rounds``, each >= 1; None keeps the
             number of the workload.
 
@@ -177,7 +180,7 @@ def workload(name: str, **sizes: int | None) -> Workload:
     for setting, size in sizes.items():
         require(size is None or is_count(size), setting, size, "a whole number >= 1", f"{setting}=10")
     changes = {SIZES[setting]: size for setting, size in sizes.items() if size is not None}
-    chosen = replace(WORKLOADS[name], **changes)  # type: ignore[arg-type]
+    chosen = replace(WORKLOADS[name], device=device, **changes)  # type: ignore[arg-type]
     most = chosen.num_clients
     fits = chosen.cohort_size <= most
     require(fits, "cohort", chosen.cohort_size, f"at most {most:,}, the number of clients", f"cohort={most}")

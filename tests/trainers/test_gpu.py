@@ -1,5 +1,6 @@
 """A run on a GPU gives the model of the CPU, with data, blocks and aggregation on the device."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -107,3 +108,16 @@ print(device.memory_stats()["pool_bytes"] < 2**30)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "True", done.stderr
+
+
+def test_torch_and_jax_multiply_in_one_precision_on_a_gpu(monkeypatch):
+    from fedlearn.runner.environment import set_environment
+
+    names = ("NVIDIA_TF32_OVERRIDE", "JAX_DEFAULT_MATMUL_PRECISION")
+    for name in names:
+        monkeypatch.setenv(name, "mine")
+        monkeypatch.delenv(name)
+    set_environment("jax")
+    assert not set(names) & set(os.environ), "a run on a CPU needs no such setting"
+    set_environment("jax", device="cuda:0")
+    assert [os.environ[name] for name in names] == ["0", "highest"]

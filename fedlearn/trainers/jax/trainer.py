@@ -84,7 +84,8 @@ class JaxTrainer:
         variables: initial weights as ``module.init`` returns them: ``params`` and, with batch norm, ``batch_stats``.
         forward: runs the module on a batch, ``(module, inputs) -> outputs``. It may have the arguments ``train`` and
             ``key``. None calls the module: a mapping of inputs gives its arguments by name, a tuple by position.
-        device: device of JAX, for example ``cpu`` (default), ``cuda:0`` or ``tpu``.
+        device: device of JAX, for example ``cpu`` (default), ``cuda:0`` or ``tpu``. ``cuda:all`` divides each block of
+            clients among all devices of this kind.
         loss: ``(outputs_BC, y_B) -> loss_B``; default the loss of the task.
         output: key, position or attribute of the outputs, for a module that returns a dict, a tuple or a dataclass.
             None selects ``logits``, unless the module returns an array.
@@ -153,7 +154,7 @@ class JaxTrainer:
         self._has_finite_losses = False
         self._layerwise: dict[Any, bool] = {}  # results of the check for DP-SGD, by shape and type of an input
         self.batching = batching if batching != "auto" else "map" if device == "cpu" else "vmap"
-        self._shares = Shares(device, self._jax_device, self._arrays)
+        self._shares = Shares(device, self._jax_devices, self._arrays)
 
     def _set_initial(self, initial: Initializer | None, variables: Mapping[str, Any] | None) -> None:
         if initial is None and variables is not None:
@@ -316,11 +317,16 @@ class JaxTrainer:
                 self._layerwise[kind] = check.is_layerwise(params, examples, synthetic=request.deployed)
         return self._layerwise[kind]
 
-    @cached_property
+    @property
     def _jax_device(self) -> Any:
+        return self._jax_devices[0]
+
+    @cached_property
+    def _jax_devices(self) -> Sequence[Any]:
         platform, _, index = self.device.partition(":")
         try:
-            return jax.devices(platform)[int(index or 0)]
+            devices = jax.devices(platform)
+            return devices if index == "all" else [devices[int(index or 0)]]
         except (RuntimeError, IndexError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise SettingError("device", self.device, f"a device of this machine ({reason})", "device=cpu") from error

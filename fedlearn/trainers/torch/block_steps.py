@@ -93,8 +93,9 @@ class BlockSteps:
             gradient_of = partial(_split_gradient, gradient_of, job.local.micro_batch_size)
         if job.rule.gradient is not None:
             gradient_of = partial(_rule_gradient, job, gradient_of)
-        inputs_K = _stack([self.losses.inputs_of(job, k) for k in range(len(job.work))[group]])
-        vectors_K = _stack([job.state_of(work) if job.rule.gradient else {} for work in job.work[group]])
+        clients = range(len(job.work))[group]
+        inputs_K = _stack([self.losses.inputs_of(job, k) for k in clients]) if job.changes_loss else {}
+        vectors_K = _stack([job.state_of(job.work[k]) for k in clients]) if job.rule.gradient else {}
 
         def gradients(params_KD: torch.Tensor, *batch_KB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return torch.func.vmap(gradient_of)(params_KD, inputs_K, vectors_K, *batch_KB)

@@ -26,6 +26,7 @@ from fedlearn.trainers.torch.network import divide, take
 from fedlearn.trainers.torch.noise import GridNoise
 from fedlearn.trainers.torch.optimizers import Gradients, KeptState, clip_gradients, optimizer_step
 from fedlearn.trainers.torch.point_gradients import PointGradients
+from fedlearn.trainers.torch.random import restored_generators
 from fedlearn.trainers.torch.rule_losses import Losses, TrainingLosses
 
 # (x_B, y_B, rows_B) -> gradients, loss_B
@@ -55,7 +56,7 @@ class ClientSteps:
         # torch.manual_seed records a traceback for each absent kind of device, which takes longer than a small step
         set_seed = torch.default_generator.manual_seed if self.model.device == "cpu" else torch.manual_seed
         for k, work in enumerate(job.work):
-            with torch.random.fork_rng(devices=[] if self.model.device == "cpu" else [self.model.device]):
+            with restored_generators(self.model.device):
                 set_seed(integer_seed(request.seed, Purpose.MODEL, round=round_of(request, work), client=work.client))
                 losses_K[k] = self._fit_client(job, k, states)
             torch.sub(self.model.flat_D, job.start(work), out=delta_KD[k])

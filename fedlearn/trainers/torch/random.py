@@ -29,5 +29,7 @@ def restored_generators(device: torch.device | str) -> Iterator[None]:
     Args:
         device: device whose generator the block uses, besides the generator of the CPU.
     """
-    with torch.random.fork_rng(devices=[] if torch.device(device).type == "cpu" else [device]):
+    kind = torch.device(device).type
+    options = {"devices": []} if kind == "cpu" else {"devices": [device], "device_type": kind}
+    with torch.random.fork_rng(**options):
         yield
