@@ -18,6 +18,7 @@ from simulations.scenarios.diabetes import diabetes
 from simulations.scenarios.digits import digits
 from simulations.scenarios.flamby_heart import flamby_heart
 from simulations.scenarios.heart import SCALES, heart, scale_features
+from simulations.scenarios.synthetic import synthetic
 
 needs("torch")
 
@@ -137,8 +138,10 @@ def test_scaling_keeps_features_within_a_few_units(wheel_cache):
         partial(heart, partition=Iid(num_clients=7), model="linear"),
         partial(heart, partition=Quantity(test_share=0)),
         flamby_heart,
+        partial(flamby_heart, training_set="pooled"),
+        partial(synthetic, num_generated=4),
     ],
-    ids=["diabetes", "digits-cnn", "heart", "heart-linear", "heart-no-test", "flamby_heart"],
+    ids=["diabetes", "digits-cnn", "heart", "heart-linear", "heart-no-test", "flamby_heart", "pooled", "synthetic"],
 )
 def test_scenarios_keep_the_contract(wheel_cache, build):
     check_scenario(build)
@@ -235,3 +238,51 @@ def test_flamby_heart_scales_the_pooled_test_by_all_training_parts(wheel_cache):
     assert not np.allclose(pooled.x, own)
     assert pooled.y.sum() == 131
     np.testing.assert_allclose(pooled.x.mean(axis=0)[:3], [0.0438, 0.0520, -0.0601], atol=1e-4)
+
+
+@pytest.mark.parametrize(("training_set", "num_patients"), [("pooled", 486), (0, 199), (2, 30)])
+def test_pooled_and_local_training_have_one_client_and_the_pooled_test(wheel_cache, training_set, num_patients):
+    data, whole = flamby_heart(training_set=training_set).data, flamby_heart().data
+    (client,) = data.clients
+    assert len(data.train(client)) == num_patients
+    assert np.array_equal(data.pooled_test().x, whole.pooled_test().x)
+    if training_set == "pooled":
+        assert np.array_equal(data.test(client).x, whole.pooled_test().x)
+        np.testing.assert_allclose(data.train(client).x.mean(axis=0), 0, atol=1e-5)
+    else:
+        assert data.name(client) == whole.name(client)
+        assert np.array_equal(data.train(client).x, whole.train(client).x)
+
+
+@pytest.mark.parametrize("training_set", ["pool", 4, -1, None])
+def test_an_unknown_training_set_is_refused(wheel_cache, training_set):
+    with pytest.raises(SettingError, match="or the number of a hospital"):
+        flamby_heart(training_set=training_set)
+
+
+def test_generated_clients_differ_in_models_and_inputs():
+    data = synthetic(num_generated=30).data
+    sizes_K = np.array([train + test for train, test in sizes(data)])
+    assert sizes_K.min() >= 50
+    assert sizes_K.max() > 5 * np.median(sizes_K)
+    means = [data.train(client).x.mean() for client in data.clients]
+    equal = [synthetic(num_generated=30, input_spread=0).data.train(client).x.mean() for client in data.clients]
+    assert np.std(means) > 3 * np.std(equal)
+    variances = np.mean([data.train(client).x.var(axis=0) for client in data.clients], axis=0)
+    np.testing.assert_allclose(variances[[0, 9]], [1, 10**-1.2], rtol=0.1)
+    assert np.array_equal(data.train(3).x, synthetic(num_generated=30).data.train(3).x)
+    assert not np.array_equal(data.train(3).y, synthetic(num_generated=30, seed=2).data.train(3).y)
+
+
+@pytest.mark.parametrize(
+    ("settings", "setting"),
+    [
+        ({"num_generated": 0}, "num_generated"),
+        ({"model_spread": -1}, "model_spread"),
+        ({"input_spread": "x"}, "input_spread"),
+    ],
+)
+def test_a_setting_of_generated_data_out_of_range_is_named(settings, setting):
+    with pytest.raises(SettingError) as caught:
+        synthetic(**settings)
+    assert caught.value.setting == setting

@@ -102,10 +102,12 @@ def fashion_of(monkeypatch, folder):
     monkeypatch.setattr(mnist_images, "VARIANTS", {**mnist_images.VARIANTS, "fashion": read})
 
 
-def test_idx_files_are_read_to_the_byte(tmp_path):
+def test_idx_files_are_read_to_the_byte_gzipped_or_plain(tmp_path):
     array = RNG.integers(0, 256, (3, 4, 5), np.uint8)
     (tmp_path / "a.gz").write_bytes(idx(array))
+    (tmp_path / "a").write_bytes(gzip.decompress(idx(array)))
     np.testing.assert_array_equal(read_idx(tmp_path / "a.gz"), array)
+    np.testing.assert_array_equal(read_idx(tmp_path / "a"), array)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +135,16 @@ def test_a_set_in_the_official_layout_is_judged_on_its_official_test_part(idx_fo
     assert data.pooled_test().x.shape == (20, 28, 28, 1)
     assert data.pooled_test().y.tolist() == [*range(10)] * 2
     assert 0 <= data.train(0).x.min() < 0.05 < 0.95 < data.train(0).x.max() <= 1
+
+
+def test_the_official_test_images_can_be_divided_among_the_clients(idx_folder, monkeypatch):
+    fashion_of(monkeypatch, idx_folder)
+    partition = Iid(num_clients=5, test_share=0.25)
+    data = mnist(variant="fashion", path=idx_folder, partition=partition, official_test=False).data
+    assert sizes(data) == [(12, 4)] * 5
+    assert data.pooled_test is None
+    with pytest.raises(SettingError, match="no official test images"):
+        mnist(variant="small", official_test=False)
 
 
 def test_images_without_as_many_labels_are_refused(idx_folder, monkeypatch):

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from math import prod
 from typing import Any
 
 from fedlearn.errors import SettingError
@@ -112,7 +111,7 @@ def build_published_network(
     """
     layers = NETWORKS[name]
     is_image = len(input_shape) == 3 or not any(isinstance(layer, Convolution) for layer in layers)
-    if not is_image or _num_features(layers, input_shape) < 1:
+    if not is_image or _smallest_side(layers, input_shape) < 1:
         raise SettingError("model", name, "linear or mlp: the examples are not images, or too small", "model=mlp")
     networks = import_module(f"simulations.models.published.{framework}")
     size = "x".join(map(str, input_shape))
@@ -143,6 +142,6 @@ def sizes_after(layers: Sequence[Layer], input_shape: Sequence[int]) -> list[tup
     return shapes
 
 
-def _num_features(layers: Sequence[Layer], input_shape: Sequence[int]) -> int:
-    """Return the smallest side of all maps, at least 0."""
-    return min(max(0, side) for shape in sizes_after(layers, input_shape) for side in (*shape, prod(shape)))
+def _smallest_side(layers: Sequence[Layer], input_shape: Sequence[int]) -> int:
+    """Return the smallest side of the maps before and after all layers. It is below 1 if the images are too small."""
+    return min(side for shape in sizes_after(layers, input_shape) for side in shape)
