@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import sys
+import time
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from fedlearn.core.private_names import PrivateNames
 
 SERVER = 1  # node id of the ServerApp in Flower
 MIN_PULLS_OF_PART = 20  # attempts to receive a part of a message, about one per second
+MAX_BACKOFF_S = 2.0  # longest pause between two attempts to receive a part of a response
 HEAD_TIMEOUT_S = 30.0  # seconds in which the head of an HTTP request must arrive
 
 FLOWER = PrivateNames(
@@ -33,6 +35,12 @@ FLOWER = PrivateNames(
         "messages": (
             "flwr.supercore.inflatable.inflatable_utils:ObjectPushError",
             "flwr.supercore.run:RunNotRunningException",
+        ),
+        "stalls": (
+            "flwr.supercore.inflatable.inflatable_utils:ObjectPullError",
+            "flwr.supercore.inflatable.inflatable_utils:ObjectUnavailableError",
+            "flwr.supercore.inflatable.inflatable_utils:pull_objects",
+            "flwr.superlink.grid.http_grid:pull_objects",
         ),
         "retries": (
             "flwr.supercore.inflatable.inflatable_utils:pull_objects.__kwdefaults__",
@@ -226,6 +234,37 @@ def retry_parts_after(seconds: float) -> None:
         if "initial_backoff" not in (defaults or {}):
             raise FLOWER.incompatible(f"{function.__module__}:{function.__name__}(initial_backoff=...)")
         defaults["initial_backoff"] = seconds
+
+
+def end_stalled_pulls(stall_s: float) -> None:
+    """Make Flower's grid give up a response of which no part has arrived for some seconds.
+
+    A node announces a response before it uploads the parts. If the node, its messenger or the SuperLink is killed in
+    between, Flower waits three minutes for the parts, and meanwhile receives no other response.
+
+    Args:
+        stall_s: seconds without a part, > 0. The response then counts as an error.
+    """
+    FLOWER.verify("stalls")
+    from flwr.supercore.inflatable import inflatable_utils
+    from flwr.superlink.grid import http_grid
+
+    def pull_objects(object_ids: list[str], pull_object_fn: Callable[[str], bytes], **more: Any) -> dict[str, bytes]:
+        arrived_at = [time.monotonic()]
+
+        def pull(object_id: str) -> bytes:
+            try:
+                content = pull_object_fn(object_id)
+            except inflatable_utils.ObjectUnavailableError:
+                if time.monotonic() - arrived_at[0] > stall_s:
+                    raise inflatable_utils.ObjectPullError(object_id, f"no part for {stall_s:g} s") from None
+                raise
+            arrived_at[0] = time.monotonic()
+            return content
+
+        return inflatable_utils.pull_objects(object_ids, pull, **{"backoff_cap": MAX_BACKOFF_S, **more})
+
+    http_grid.pull_objects = pull_objects
 
 
 def run_superexec(arguments: Sequence[str], executor: Any) -> None:

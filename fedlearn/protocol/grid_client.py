@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from fedlearn.core.records import FailureStage
 from fedlearn.core.serialization import WireError, pack, read_text
 from fedlearn.errors import FedlearnError
-from fedlearn.flower.compat import retry_parts_after, run_stopped_error, upload_error
+from fedlearn.flower.compat import end_stalled_pulls, retry_parts_after, run_stopped_error, upload_error
 from fedlearn.protocol.messages import NodeRequest, NodeResponse
 from fedlearn.protocol.polling import INITIAL_BACKOFF_S, poll_interval
 from fedlearn.protocol.refusals import RefusalCode
@@ -32,6 +32,7 @@ MAX_INLINE_BYTES = 2**20  # bytes of a shared part that stays in the config reco
 MAX_POLL_INTERVAL_S = 3.0  # seconds between two polls
 MAX_TRACKED_MESSAGES = 10_000  # messages that may still get a late or second response
 NODE_UNAVAILABLE = 5  # Flower's code of an error for a node that is not connected
+STALL_S = 15.0  # seconds without a part of an announced response, after which its request is sent again
 MAX_SEND_ATTEMPTS = 3  # attempts to upload messages while the SuperLink restarts
 log = logging.getLogger(__name__)
 
@@ -132,6 +133,7 @@ class GridClient:
         repetition: Repetition | None = None,
     ) -> None:
         retry_parts_after(INITIAL_BACKOFF_S)
+        end_stalled_pulls(STALL_S)
         self.grid, self._name_of, self.repetition = grid, name_of, repetition or Repetition()
         self.num_ignored: Counter[str] = Counter()
         self._in_flight: dict[str, InFlightRequest] = {}  # by Flower's id of the message

@@ -38,6 +38,29 @@ def test_every_imported_name_is_verified():
                 assert any(name.startswith(own) for name in verified), own
 
 
+def test_a_response_whose_parts_do_not_arrive_blocks_the_others_for_a_short_time(monkeypatch):
+    from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
+    from flwr.superlink.grid import http_grid
+
+    monkeypatch.setattr(http_grid, "pull_objects", http_grid.pull_objects)
+    monkeypatch.setattr(compat, "MAX_BACKOFF_S", 0.05)
+    compat.end_stalled_pulls(0.4)
+    start, due = time.monotonic(), {f"part{number}": 0.2 * number for number in range(6)}
+
+    def pull(object_id):
+        if time.monotonic() - start < due.get(object_id, 1e9):
+            raise ObjectUnavailableError(object_id)
+        return b"bytes"
+
+    settings = {"initial_backoff": 0.02, "max_concurrent_pulls": 8}
+    found = http_grid.pull_objects(object_ids=[*due], pull_object_fn=pull, **settings)  # slow, without a pause of 0.4 s
+    assert found.keys() == due.keys()
+    start = time.monotonic()
+    with pytest.raises(ObjectPullError, match=r"no part for 0\.4 s"):
+        http_grid.pull_objects(object_ids=[*due, "lost"], pull_object_fn=pull, **settings)
+    assert time.monotonic() - start < 30
+
+
 @pytest.mark.parametrize("installed", ["1.40.2", "1.43.0", "2.0"])
 def test_another_version_is_refused_with_one_command_to_try(monkeypatch, installed):
     monkeypatch.setattr(private_names, "version", lambda library: installed)
