@@ -62,6 +62,10 @@ class Messenger:
         state: state for the parent process and for the next messenger.
         address: address of the coordinator, for messages.
         sleep: function that waits for a number of seconds.
+
+    Attributes:
+        is_connected: True from the activation of the node until an error; a heartbeat at another time would renew the
+            last connection, which the coordinator must end.
     """
 
     fleet: FleetClient
@@ -69,6 +73,7 @@ class Messenger:
     state: MessengerState
     address: str
     sleep: Callable[[float], None] = time.sleep
+    is_connected: bool = field(default=False, init=False)
     _num_failures: int = field(default=0, init=False)  # number of errors since the last answer of the coordinator
 
     def run(self) -> None:
@@ -91,7 +96,7 @@ class Messenger:
 
         A node is connected only with a trainer that works.
         """
-        last = self.state.node_id
+        last, self.is_connected = self.state.node_id, False
         if last:
             with suppress(httpx.HTTPStatusError):  # the connection has ended
                 self.fleet.deactivate(last)
@@ -99,6 +104,7 @@ class Messenger:
             self.state.report(trainer=problem, coordinator="it waits for the trainer")
             self.sleep(0.5)
         self.state.node_id = self.fleet.activate(1.5 * HEARTBEAT_INTERVAL_S)
+        self.is_connected = True
         self.state.save_node_id()
         self.state.report(coordinator="")
         log.info("connected to %s", self.address)
@@ -189,7 +195,7 @@ class Heartbeat(threading.Thread):
         """Repeat both until the process ends."""
         while True:
             messenger = self.messenger
-            if messenger.state.node_id and time.monotonic() - self._sent >= HEARTBEAT_INTERVAL_S:
+            if messenger.is_connected and time.monotonic() - self._sent >= HEARTBEAT_INTERVAL_S:
                 with suppress(Exception):  # the messenger itself reports a lost connection
                     messenger.fleet.heartbeat(messenger.state.node_id, 1.5 * HEARTBEAT_INTERVAL_S)
                     self._sent = time.monotonic()

@@ -138,9 +138,39 @@ def test_a_heartbeat_outlives_malformed_answers(tmp_path, monkeypatch):
     trainer = SimpleNamespace(problem=lambda: "")
     monkeypatch.setattr(messenger, "HEARTBEAT_INTERVAL_S", 0.0)
     monkeypatch.setattr(messenger.time, "sleep", pauses.append)
+    carrier = Messenger(fleet, trainer, state, "coordinator:8000")
+    carrier.is_connected = True
     with pytest.raises(Done):
-        messenger.Heartbeat(Messenger(fleet, trainer, state, "coordinator:8000")).run()
+        messenger.Heartbeat(carrier).run()
     assert len(pauses) == len(HOSTILE)
+
+
+def test_no_heartbeat_renews_the_last_connection_of_a_killed_messenger(tmp_path, monkeypatch):
+    carry(tmp_path, FakeFleet())
+    beats, num_beats = [], []
+
+    def stop(seconds):
+        raise Done
+
+    def beat():
+        with pytest.raises(Done):
+            heartbeat.run()
+        num_beats.append(len(beats))
+
+    fleet = FakeFleet()
+    for name in ("deactivate", "activate", "pull"):
+        answer = getattr(fleet, name)
+        monkeypatch.setattr(fleet, name, lambda *arguments, answer=answer: beat() or answer(*arguments))
+    monkeypatch.setattr(fleet, "heartbeat", lambda *arguments: beats.append(arguments))
+    monkeypatch.setattr(messenger, "HEARTBEAT_INTERVAL_S", 0.0)
+    monkeypatch.setattr(messenger.time, "sleep", stop)
+    trainer = SimpleNamespace(call=None, problem=lambda: "")
+    carrier = Messenger(fleet, trainer, MessengerState.load(tmp_path), "coordinator:8000", sleep=lambda seconds: None)
+    heartbeat = messenger.Heartbeat(carrier)
+    with pytest.raises(Done):
+        carrier.run()
+    assert fleet.log == ["deactivate 7", "activate", "pull"]
+    assert num_beats == [0, 0, 1]  # none before the new connection
 
 
 def test_a_messenger_that_was_killed_ends_its_last_connection_at_its_next_start(tmp_path):
