@@ -14,7 +14,7 @@ from fedlearn.errors import SettingError
 from fedlearn.runner.builders import SCENARIO_GROUPS, refuse_unknown_keys
 from fedlearn.runner.conf_files import OPTION_GROUPS, installed_options, installed_settings
 from fedlearn.runner.plain_values import refusal, require_plain, shortened
-from fedlearn.runner.registry import NAME, OPERATOR_SETTINGS, PARTS, Registry
+from fedlearn.runner.registry import NAME, NAMED_FILES, OPERATOR_SETTINGS, PARTS, Registry
 
 CALLBACKS, METRICS = "callbacks", "metrics"
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")  # reference of an installed callback to another setting
@@ -44,6 +44,8 @@ def name_builder(registry: Registry, group: str, settings: Any, setting: str | N
         fix = f"an option file, {group}/NAME.yaml below --config-dir, and builders: {{{group}: {{NAME: {target}}}}}"
         raise SettingError(f"{setting}._target_", shortened(target), expected, fix)
     for key in OPERATOR_SETTINGS:
+        if (group, key) in NAMED_FILES:
+            continue
         value = values.pop(key, None)
         if value is not None and group != "scenario":
             raise refusal(f"{setting}.{key}", value, "null: the operator of a machine sets its files and servers")

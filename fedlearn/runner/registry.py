@@ -32,6 +32,9 @@ CODE_GROUPS = ("task", "metric")  # code of the user without settings: objects o
 GROUPS = (*OPTION_GROUPS, "flower", *CODE_GROUPS)
 # these name files, devices and servers of the machine that builds, so its operator sets them
 OPERATOR_SETTINGS = ("path", "encoder", "device", "deployed", "tracking_uri", "registered_model", "artifacts")
+# a message names a pretrained model by a name that each operator maps to a folder, and never by a path
+NAMED_FILES = {("model", "path")}
+FILE_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
 # a Flower strategy needs values only; the others need functions, or wrap another strategy
 FLOWER_MODULE = "flwr.serverapp.strategy"
 FLOWER_STRATEGIES = (
@@ -141,11 +144,14 @@ class Registry:
         resolved = {}
         for key, value in values.items():
             path = setting_path(setting, key)
-            if key not in hints or key in OPERATOR_SETTINGS:
-                accepted = [hint for hint in hints if hint not in OPERATOR_SETTINGS]
+            is_named = (group, key) in NAMED_FILES
+            if key not in hints or (key in OPERATOR_SETTINGS and not is_named):
+                accepted = [hint for hint in hints if hint not in OPERATOR_SETTINGS or (group, hint) in NAMED_FILES]
                 raise refusal(
                     path, value, f"one of {', '.join(accepted) or 'no settings'}; there is no {shortened(key)}"
                 )
+            if is_named and not (isinstance(value, str) and FILE_NAME.fullmatch(value)):
+                raise refusal(path, value, "a name that the policies of the nodes map to a folder, not a path")
             if (part := PARTS.get((group, key))) and value is not None:
                 resolved[key] = self._resolve(part, value, path)
             elif part:

@@ -39,7 +39,7 @@ from fedlearn.errors import DataError, SettingError, require
 from fedlearn.loop.local_defaults import declares_local_defaults
 from fedlearn.loop.scenario import Network, Scenario, declares_model
 from simulations.scenarios.folder_defaults import folder_defaults
-from simulations.scenarios.folder_texts import LENGTH, cut_note, network_for, text_inputs, trainer_for
+from simulations.scenarios.folder_texts import LENGTH, cut_note, is_pretrained, network_for, text_inputs, trainer_for
 from simulations.scenarios.mask_folder import MaskSettings, mask_folder
 from simulations.scenarios.token_folder import TASK as TOKENS
 from simulations.scenarios.token_folder import TokenSettings, declared_tagger, token_folder
@@ -50,6 +50,8 @@ def declared_model(settings: Mapping[str, Any]) -> tuple[Preprocessing, Network]
 
     They are unknown for images, for numbers without scales, and without the classes or the task.
     """
+    if is_pretrained(settings.get("model")):
+        return None  # the tokenizer is at the nodes, and a message must not choose a folder here
     stated = table_settings(**{field.name: settings.get(field.name) for field in fields(TableSettings)})
     settings = dict(settings) | {field.name: getattr(stated, field.name) for field in fields(TableSettings)}
     if settings.get("task") == TOKENS:
@@ -68,7 +70,7 @@ def declared_model(settings: Mapping[str, Any]) -> tuple[Preprocessing, Network]
     else:
         inputs = TableInputs(columns=declared_columns(*features, stated.formats))
     described = Target(name=label, task=task, classes=classes, centre=centre, spread=spread)
-    return Preprocessing(inputs=inputs, target=described), network_for(inputs, settings.get("model"))
+    return Preprocessing(inputs=inputs, target=described), network_for(inputs)
 
 
 def _without(columns: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ The inputs are hashed words, hashed tokens in order for a text model, or the sub
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedlearn.core.federated_data import FederatedData
@@ -52,6 +52,12 @@ def cut_note(inputs: Any, table: Table) -> str:
         return ""
     num_cut = inputs.tokenizer.count_cut(inputs.texts(table))
     return f"{num_cut} of {len(table)} texts are cut to {inputs.tokenizer.length} subwords" if num_cut else ""
+
+
+def is_pretrained(model: Any) -> bool:
+    """Return whether a model, or the settings of a model, are of a pretrained model."""
+    name = f"{PretrainedModel.__module__}.{PretrainedModel.__name__}"
+    return isinstance(model, PretrainedModel) or (isinstance(model, Mapping) and model.get("_target_") == name)
 
 
 def is_text_model(model: Any) -> bool:

@@ -32,11 +32,20 @@ class OrderSettings:
         scenarios: accepted scenarios, and bounds of their settings, of the model and of the partition.
         strategies: accepted strategies, and bounds of their settings.
         max_rounds: largest number of rounds of a run.
+        models: name of a pretrained model in requests -> folder of this node.
     """
 
-    def __init__(self, registry: Registry, scenarios: Accepted, strategies: Accepted, *, max_rounds: int) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        scenarios: Accepted,
+        strategies: Accepted,
+        *,
+        max_rounds: int,
+        models: Mapping[str, str] | None = None,
+    ) -> None:
         self.registry, self.scenarios, self.strategies = registry, scenarios, strategies
-        self.max_rounds = max_rounds
+        self.max_rounds, self.models = max_rounds, models or {}
 
     def resolve(self, order: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings of a request with the builder of each option as ``_target_``.
@@ -94,9 +103,24 @@ class OrderSettings:
             node = resolved.get(part)
             if isinstance(node, dict):
                 _require_bounds(node, _applying(part, node, of_part), part)
+                resolved[part] = self._with_folder(node) if part == "model" else node
             elif node is None:
                 require_within({}, of_part, part)
         return resolved
+
+    def _with_folder(self, model: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings of a model with the folder of the operator instead of the name in a request.
+
+        Raises:
+            PolicyViolation: The policy has no model with this name.
+        """
+        if "path" not in default_values(model["_target_"]):
+            return dict(model)
+        name = model.get("path")
+        if name not in self.models:
+            known = ", ".join(self.models) or "no pretrained model"
+            raise PolicyViolation(f"model.path is {shortened(name)}; this node accepts {known}")
+        return {**model, "path": self.models[name], "revision": None}
 
     def _strategy(self, chosen: Any, setting: str) -> dict[str, Any]:
         """Return a strategy and the strategies inside it; the policy must accept each of them."""

@@ -25,7 +25,7 @@ from fedlearn.deploy.node_side.query_log import EvaluationLimits
 from fedlearn.deploy.node_side.required_privacy import RequiredPrivacy
 from fedlearn.deploy.node_side.reveal import Reveal
 from fedlearn.errors import FedlearnError, SettingError, did_you_mean, is_count, require
-from fedlearn.runner.registry import Registry, installed_registry
+from fedlearn.runner.registry import FILE_NAME, Registry, installed_registry
 from fedlearn.runner.renames import new_name
 
 RENAMED_KEYS = {  # names in policies of earlier versions -> present names
@@ -47,6 +47,7 @@ strategies:
   fedavg: {}
   fedprox: {mu: [0, 10]}
   fedadam: {}
+models: {} # folders of pretrained models, by the names that requests use in model.path, e.g. {bert: /srv/models/bert}
 builders: {} # your own code, by the names that requests use, e.g. {strategy: {median: my_code.median}}
 local: # settings of local training; a setting without a bound has a default bound
   epochs: [1, 5]
@@ -90,6 +91,7 @@ class Policy:
     required_privacy: RequiredPrivacy = field(default_factory=RequiredPrivacy)
     reveal: Reveal = field(default_factory=Reveal)
     builders: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    models: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         registry = self.registry  # refuses builders with invalid names
@@ -103,6 +105,7 @@ class Policy:
                 check_bounds(bounds, f"{key}.{name}")
         for name, bounds in self.scenarios.items():
             _refuse_old_bounds(name, bounds)
+        _require_models(self.models)
         check_bounds(self.local, "local")
         _refuse_unknown(self.local, [*asdict(LocalSettings())], "local")
         require(is_count(self.max_rounds), "max_rounds", self.max_rounds, "a whole number >= 1", "max_rounds: 200")
@@ -144,7 +147,9 @@ class Policy:
             PolicyViolation: A name or a value is unknown, the policy does not list an option, or a setting is outside
                 its bounds.
         """
-        order = OrderSettings(self.registry, self.scenarios, self.strategies, max_rounds=self.max_rounds)
+        order = OrderSettings(
+            self.registry, self.scenarios, self.strategies, max_rounds=self.max_rounds, models=self.models
+        )
         resolved = order.resolve(request_settings)
         kind = option_name(request_settings.get("privacy"))
         if kind == "example" and self.reveal.num_examples != "exact":
@@ -191,6 +196,17 @@ class Policy:
             raise PolicyViolation(
                 f"this node has trained {num_requests_total} rounds of all runs; its limit is {limit}"
             )
+
+
+def _require_models(models: Any) -> None:
+    """Refuse models that are no mapping of names to absolute paths of folders."""
+    fix, expected = "models: {bert: /srv/models/bert}", "a mapping of names to absolute paths of folders"
+    is_mapping = isinstance(models, Mapping) and all(isinstance(folder, str) for folder in models.values())
+    require(is_mapping, "models", models, expected, fix)
+    for name, folder in models.items():
+        is_name = isinstance(name, str) and FILE_NAME.fullmatch(name) is not None
+        require(is_name, f"models.{name}", folder, "a name of letters, digits, -, _ and .", fix)
+        require(Path(folder).is_absolute(), f"models.{name}", folder, "an absolute path of a folder", fix)
 
 
 def read_policy(path: Path) -> Policy:

@@ -230,3 +230,54 @@ def test_settings_beyond_the_known_groups_are_refused():
     for more in ({"allow_targets": ["os"]}, {"builders": {}}, {"framework": "torch"}, {"buffers": ["average"]}):
         with pytest.raises(PolicyViolation):
             policy.check_settings({"scenario": "heart", "strategy": "fedavg", **more})
+
+
+def check_model(model, models=None, bounds=None):
+    policy = Policy(scenarios={"text": bounds or {}}, strategies={"fedavg": {}}, models=models or {})
+    scenario = {"name": "text", "model": model, "partition": NATURAL}
+    return policy.check_settings({"scenario": scenario, "strategy": "fedavg"})["scenario"]["model"]
+
+
+def test_a_request_names_a_pretrained_model_and_the_operator_its_folder():
+    built = check_model({"name": "hf", "path": "bert", "rank": 4, "revision": "main"}, {"bert": "/srv/bert"})
+    assert (built["path"], built["rank"], built["revision"]) == ("/srv/bert", 4, None)
+    for bounds in ({"model.path": {"one_of": ["bert"]}}, {"model.rank": [1, 4]}):
+        check_model({"name": "hf", "path": "bert", "rank": 4}, {"bert": "/srv/bert"}, bounds)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc",
+        "../bert",
+        "~/bert",
+        "bert/../../etc",
+        "owner/bert",
+        "hf://owner/bert",
+        ".",
+        "..",
+        "",
+        "other",
+        None,
+        1,
+        ["bert"],
+    ],
+)
+def test_no_request_chooses_a_folder_or_a_name_on_the_hub(path):
+    with pytest.raises(PolicyViolation, match=r"model\.path"):
+        check_model({"name": "hf", "path": path}, {"bert": "/srv/bert"})
+    with pytest.raises(PolicyViolation, match=r"no pretrained model|not a path|model\.path"):
+        check_model({"name": "hf", "path": path})
+
+
+def test_bounds_hold_for_the_settings_of_a_pretrained_model():
+    with pytest.raises(PolicyViolation, match=r"model\.rank"):
+        check_model({"name": "hf", "path": "bert", "rank": 8}, {"bert": "/srv/bert"}, {"model.rank": [1, 4]})
+    with pytest.raises(PolicyViolation, match=r"model\.rank"):
+        check_model({"name": "hf", "path": "bert", "rank": 100_000}, {"bert": "/srv/bert"})
+
+
+@pytest.mark.parametrize("models", [{"bert": "relative"}, {"a/b": "/srv"}, ["bert"], {"bert": 1}])
+def test_wrong_folders_of_models_in_a_policy_are_refused(models):
+    with pytest.raises(SettingError, match=r"models"):
+        Policy(scenarios={"text": {}}, strategies={"fedavg": {}}, models=models)
