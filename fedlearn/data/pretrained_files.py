@@ -115,11 +115,11 @@ def _from_hub(name: str, revision: str | None) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise MissingExtra(f"model.path={name}", "hf") from error
-    cache = cache_folder() / "huggingface"
+    server = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    options: dict[str, Any] = {"revision": revision, "endpoint": server, "allow_patterns": list(PATTERNS)}
     try:
-        folder = snapshot_download(name, revision=revision, cache_dir=cache, allow_patterns=list(PATTERNS))
+        folder = snapshot_download(name, cache_dir=cache_folder() / "huggingface", **options)
     except Exception as error:  # the library raises errors of several packages
-        server = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
             f"model.path is {name}: no folder of this machine, and {server} does not give it ({reason[:200]})\n"

@@ -116,7 +116,7 @@ class OrderSettings:
         """
         if "path" not in default_values(model["_target_"]):
             return dict(model)
-        name = model.get("path")
+        name = str(model.get("path"))
         if name not in self.models:
             known = ", ".join(self.models) or "no pretrained model"
             raise PolicyViolation(f"model.path is {shortened(name)}; this node accepts {known}")

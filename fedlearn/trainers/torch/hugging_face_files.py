@@ -43,7 +43,7 @@ def save_adapter(trainer: HuggingFaceTrainer, params_D: Any, folder: Path, class
         revision=model.revision,
         inference_mode=True,
     )
-    config.save_pretrained(folder)
+    config.save_pretrained(str(folder))
     tensors = {
         name: parameter for name, parameter in trainer.network(params_D).named_parameters() if name in trainer.trained
     }
@@ -86,5 +86,5 @@ def merge(module: nn.Module) -> nn.Module:
     if hasattr(module, "peft_config"):
         del module.peft_config
     if getattr(module, "_hf_peft_config_loaded", False):
-        module._hf_peft_config_loaded = False  # type: ignore[assignment]
+        module._hf_peft_config_loaded = False
     return module
