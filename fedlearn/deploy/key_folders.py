@@ -135,6 +135,7 @@ def add(folder: Path, nodes: Sequence[str]) -> None:
         SettingError: A name is invalid.
     """
     bindings = _parse_nodes(nodes, read_bindings(folder / "coordinator" / BINDINGS))
+    masking_keys, public_keys = masking_keys_of(folder), dict[Path, bytes]()
     for name in (parse_node(node)[0] for node in nodes):
         public = [folder / "coordinator" / kind / f"{name}.pub" for kind in (ALLOWED, REVOKED)]
         for path in (folder / "nodes" / name, *public):
@@ -147,9 +148,12 @@ def add(folder: Path, nodes: Sequence[str]) -> None:
         shutil.copyfile(folder / CA, target / CA)
         secret = Ed25519PrivateKey.generate().private_bytes_raw()
         write_atomically(target / MASKING_KEY, secret.hex().encode())
-        write_masking_keys(folder, {**masking_keys_of(folder), name: derive_public_key(secret)}, bindings)
+        masking_keys[name] = derive_public_key(secret)
         line = key.public_key().public_bytes(formats.Encoding.OpenSSH, formats.PublicFormat.OpenSSH)
-        write_atomically(public[0], line + f" {name}\n".encode())
+        public_keys[public[0]] = line + f" {name}\n".encode()
+    write_masking_keys(folder, masking_keys, bindings)  # once: it writes a file for each node
+    for path, content in public_keys.items():
+        write_atomically(path, content)
 
 
 @private_files()

@@ -20,6 +20,7 @@ from fedlearn.advice import command
 from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
 from fedlearn.deploy.config_file import add_config_option
 from fedlearn.deploy.connectivity import ConnectionProblem, check_connection, is_final, parse_address
+from fedlearn.deploy.idle_restart import add_idle_option
 from fedlearn.deploy.key_files import CA, NODE_KEY
 from fedlearn.deploy.log_format import add_log_option, use_log_format
 from fedlearn.deploy.node_side.messenger_state import NOT_ADMITTED, STATE_FILE, read_problem
@@ -189,6 +190,7 @@ def build_parser() -> CommandParser:
     trainer.add_argument("--framework", choices=("torch", "jax"), help="default: the framework of the request")
     trainer.add_argument("--device", help="device that trains, e.g. cuda:0")
     trainer.add_argument("--group", help="group that may open the socket too")
+    add_idle_option(trainer)
     add_log_option(parser)
     add_config_option(parser, "node.yaml")
     return parser
@@ -221,6 +223,7 @@ def _trainer_args(args: argparse.Namespace) -> list[str]:
     for name in ("framework", "device", "group"):
         if getattr(args, name):
             options += [f"--{name}", getattr(args, name)]
+    options += ["--idle-timeout", f"{args.idle_timeout:g}"]
     return options + (["--data", str(args.data.resolve())] if args.data else [])
 
 

@@ -2,7 +2,8 @@
 
 It serves requests on a Unix socket over gRPC, with the standard health service. Only its own user may open the socket.
 With ``--group``, a group may open it too, so the messenger can run as another user. Frameworks are imported once. Data
-and compiled code stay in memory from round to round.
+and compiled code stay in memory from round to round. After ``--idle-timeout`` seconds without a request the trainer
+starts anew, and so frees this memory.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_
 from fedlearn.core.import_path import search_working_folder_last
 from fedlearn.core.version import VERSION
 from fedlearn.deploy.config_file import add_config_option
+from fedlearn.deploy.idle_restart import Activity, add_idle_option, replace_process, wait_until_stopped
 from fedlearn.deploy.log_format import add_log_option, configure_logging, use_log_format
 from fedlearn.deploy.node_side.client_states import ClientStates
 from fedlearn.deploy.node_side.data_files import record_opened_files
 from fedlearn.deploy.node_side.experiment import NodeConfig
 from fedlearn.deploy.node_side.masking_keys import read_masking_keys
 from fedlearn.deploy.node_side.policy_file import PolicyFile
+from fedlearn.deploy.node_side.policy_violation import PolicyViolation
 from fedlearn.deploy.node_side.service import NodeService
 from fedlearn.deploy.node_side.trainer_client import split_chunks
 from fedlearn.errors import FedlearnError, SettingError, require
@@ -46,7 +49,12 @@ log = logging.getLogger(__name__)
 
 
 def serve(
-    service: NodeService, socket: Path, *, group: str | None = None, prepare: Callable[[], None] = lambda: None
+    service: NodeService,
+    socket: Path,
+    *,
+    group: str | None = None,
+    prepare: Callable[[], None] = lambda: None,
+    activity: Activity | None = None,
 ) -> grpc.Server:
     """Serve requests on a Unix socket, until the returned server is stopped.
 
@@ -55,13 +63,15 @@ def serve(
         socket: path of the socket; the old socket of a killed trainer is replaced.
         group: group that may open the socket too; None: only this user may open it.
         prepare: function that is called before each request.
+        activity: counter of the requests; None: they are not counted.
 
     Raises:
         FedlearnError: Another trainer uses the socket, or the socket cannot be created.
     """
     _remove_old_socket(socket)
     server = grpc.server(ThreadPoolExecutor(max_workers=8), options=(("grpc.so_reuseport", 0),))
-    call = grpc.stream_stream_rpc_method_handler(lambda request, context: _respond(service, request, prepare))
+    counter = activity or Activity(0)
+    call = grpc.stream_stream_rpc_method_handler(lambda request, context: _respond(service, request, prepare, counter))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Call": call}),))
     state = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(state, server)
@@ -83,16 +93,19 @@ def serve(
     return server
 
 
-def _respond(service: NodeService, request: Iterator[bytes], prepare: Callable[[], None]) -> Iterator[bytes]:
-    parts, size = list[bytes](), 0
-    for part in request:
-        parts.append(part)
-        size += len(part)
-        if size > messages.MAX_REQUEST_BYTES:  # the service refuses such a large request
-            break
-    prepare()
-    response = service.respond_to_bytes(b"".join(parts))
-    yield from split_chunks(response)
+def _respond(
+    service: NodeService, request: Iterator[bytes], prepare: Callable[[], None], activity: Activity
+) -> Iterator[bytes]:
+    with activity.request():
+        parts, size = list[bytes](), 0
+        for part in request:
+            parts.append(part)
+            size += len(part)
+            if size > messages.MAX_REQUEST_BYTES:  # the service refuses such a large request
+                break
+        prepare()
+        response = service.respond_to_bytes(b"".join(parts))
+        yield from split_chunks(response)
 
 
 def _import_frameworks(framework: str | None) -> None:
@@ -131,11 +144,13 @@ def _serve_until_stopped(
     client_states: Path,
     keys: Path | None,
     group: str | None,
+    idle_timeout: float,
     log_format: str | None,
     **options: Any,
 ) -> int:
     use_log_format(log_format)
     configure_logging()
+    activity = Activity(idle_timeout)
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
@@ -150,15 +165,32 @@ def _serve_until_stopped(
         signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=policy_file.read_again).start())
         record_opened_files()
         service.audit.record_start(policy=service.policy, clients=config.clients, version=VERSION)
-        server = serve(service, socket, group=group, prepare=partial(_import_frameworks, config.framework))
+        prepare = partial(_import_frameworks, config.framework)
+        server = serve(service, socket, group=group, prepare=prepare, activity=activity)
     except (OSError, KeyError) as error:
         raise FedlearnError(str(error)) from error
     log.info("trainer of clients %s serves requests at %s", ", ".join(map(str, config.clients)), socket)
-    stopped.wait()
+    wait_until_stopped(stopped, activity, partial(_can_restart, policy_file, keys), partial(_restart, server, stopped))
     server.stop(GRACE_S).wait(GRACE_S + 1)
     socket.unlink(missing_ok=True)
     log.info("trainer stopped")
     return DONE
+
+
+def _can_restart(policy_file: PolicyFile, keys: Path | None) -> bool:
+    """Return whether a new start would read its files. A broken file must not end a trainer that works."""
+    try:
+        policy_file.current()
+        if keys:
+            read_masking_keys(keys)
+    except (PolicyViolation, FedlearnError, OSError):
+        return False
+    return True
+
+
+def _restart(server: grpc.Server, stopped: threading.Event) -> None:
+    log.info("no request since --idle-timeout: the trainer starts anew, to free its memory")
+    replace_process(server, stopped)
 
 
 def build_parser() -> CommandParser:
@@ -181,6 +213,7 @@ def build_parser() -> CommandParser:
     parser.add_argument("--framework", choices=("torch", "jax"), help="default: the framework of the request")
     parser.add_argument("--device", default="cpu", help="device that trains, e.g. cpu or cuda:0")
     parser.add_argument("--group", help="group that may open the socket too")
+    add_idle_option(parser)
     add_log_option(parser)
     add_config_option(parser, "trainer.yaml")
     return parser

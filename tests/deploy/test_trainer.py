@@ -1,6 +1,8 @@
 """The process of a node's trainer: socket, health, responses and shutdown."""
 
 import os
+import pathlib
+import random
 import signal
 import socket
 import stat
@@ -76,10 +78,13 @@ def echo(tmp_path):
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory):
     """Start a trainer of clients 1 and 3 in a separate process."""
-    folder = tmp_path_factory.mktemp("trainer")
+    yield from started_trainer(tmp_path_factory.mktemp("trainer"), "--framework", "torch")
+
+
+def started_trainer(folder, *more):
     (folder / "policy.yaml").write_text(POLICY)
     words = ["--socket", folder / "s", "--client", "1", "--client", "3", "--policy", folder / "policy.yaml"]
-    words += ["--client-states", folder / "client_states", "--framework", "torch"]
+    words += ["--client-states", folder / "client_states", *more]
     command = [sys.executable, "-m", "fedlearn.deploy.trainer", *map(str, words)]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, stderr=log, stdout=log)
@@ -280,3 +285,33 @@ def test_a_bad_setting_ends_the_trainer_with_2_and_the_reason(tmp_path, capsys):
     ]
     assert main([str(word) for word in words]) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+def wait_until(condition):
+    until = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def idle_trainer(tmp_path):
+    yield from started_trainer(tmp_path, "--framework", "torch", "--idle-timeout", "0.5")
+
+
+@pytest.mark.slow
+def test_an_idle_trainer_frees_its_memory_and_loses_no_request(idle_trainer):
+    maps, policy = pathlib.Path(f"/proc/{idle_trainer.process.pid}/maps"), idle_trainer.folder / "policy.yaml"
+    first = call(idle_trainer, HELLO)
+    assert "torch" in maps.read_text()
+    policy.write_text("no policy")
+    time.sleep(2.0)
+    assert "torch" in maps.read_text()  # a new start would fail, so the trainer goes on
+    policy.write_text(POLICY)
+    wait_until(lambda: "torch" not in maps.read_text())
+    until = time.monotonic() + 3.0
+    while time.monotonic() < until:  # requests of all moments of a restart
+        assert call(idle_trainer, HELLO).content.metadata == first.content.metadata
+        time.sleep(random.uniform(0.0, 0.7))
+    assert "starts anew" in idle_trainer.log()
+    assert idle_trainer.process.poll() is None

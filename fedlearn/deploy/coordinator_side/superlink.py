@@ -8,6 +8,7 @@ Flower's enterprise edition has such a check. This module uses the same interfac
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,22 @@ from fedlearn.deploy.log_format import stamp_output
 from fedlearn.deploy.persons import Persons
 from fedlearn.flower.compat import run_superlink, signing_key
 
+CHECK_INTERVAL_S = 1.0
+
 
 class AdmittedNodes:
     """Check that a request comes from an admitted node.
 
     Args:
         folder: folder with the public keys of the admitted nodes.
+        check_interval_s: seconds between two looks at its files. Each request of a node needs them, and they are many.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, check_interval_s: float = CHECK_INTERVAL_S) -> None:
+        self.folder, self.check_interval_s = folder, check_interval_s
         self._keys: dict[str, bytes] = {}  # name of a file -> its key
         self._files: object = None
+        self._read_at = float("-inf")  # on the monotonic clock
 
     def have_signed(self, headers: Mapping[str, str]) -> bool:
         """Return whether the key of an admitted node has signed the headers."""
@@ -42,6 +47,9 @@ class AdmittedNodes:
         return key is not None and key in self._read().values()
 
     def _read(self) -> dict[str, bytes]:
+        if time.monotonic() - self._read_at < self.check_interval_s:
+            return self._keys
+        self._read_at = time.monotonic()
         files = sorted((path.name, path.stat().st_mtime_ns) for path in self.folder.glob("*.pub"))
         if files != self._files:
             read = {name: self._read_key(name) for name, _ in files}
