@@ -29,7 +29,7 @@ from fedlearn.errors import FedlearnError
 
 START_TIMEOUT_S = 180.0  # seconds for the coordinator to start a run; several times the duration of all imports
 SILENCE_TIMEOUT_S = 10.0  # seconds without a line after which connection and nodes are checked
-SLOW_FACTOR = 3.0  # a silence that is longer than this multiple of the usual pause is named
+SLOW_FACTOR = 2.0  # a silence that is longer than this multiple of the usual pause is named
 SUCCESSOR_TIMEOUT_S = 90.0  # seconds for the coordinator to resume an interrupted run; it may restart meanwhile
 FLOWER_LOG_LINE = re.compile(r"^(\x1b\[\d+m)?(INFO|DEBUG|WARNING)\s*(\x1b\[0m)?:|^Successfully installed fedlearn-run ")
 FOLDER_LINE = re.compile(r"^run        (.+)$")
@@ -189,7 +189,7 @@ class Follower:
                         raise Disconnected(_first_line(piece))
                     self._show(*piece)
                     checked_at = max(checked_at, self._reported_at)
-                if time.monotonic() - checked_at > SILENCE_TIMEOUT_S:
+                if self._is_check_due(checked_at):
                     self._waits_for = "an answer of the coordinator"
                     self._require_start(control, run_id, time.monotonic() - start)
                     self._report_wait(control, run_id)
@@ -215,10 +215,20 @@ class Follower:
         causes = [f"the run is {status}"] if status != "running" or not self.folder else []
         causes += [f"not connected: {', '.join(absent)}"] if absent else []
         pause_s = time.monotonic() - self._reported_at
-        if not causes and pause_s > SLOW_FACTOR * median(self._pauses or [0.0]):
+        if not causes and pause_s > self._slow_s:
             causes = [f"no line of the run for {pause_s:.0f} s, longer than usual"]
         if causes:
             self._report(f"waiting    {'; '.join(causes)}")
+
+    @property
+    def _slow_s(self) -> float:
+        """Seconds after which a pause is longer than usual."""
+        return max(SILENCE_TIMEOUT_S, SLOW_FACTOR * median(self._pauses or [0.0]))
+
+    def _is_check_due(self, checked_at: float) -> bool:
+        """Return whether to look for the cause of a silence: at intervals, and when it gets longer than usual."""
+        now, slow_at = time.monotonic(), self._reported_at + self._slow_s
+        return now - checked_at > SILENCE_TIMEOUT_S or checked_at <= slow_at < now
 
     def _read_log(self, control: CoordinatorClient, run_id: int, lines: queue.Queue[Any]) -> None:
         """Put the log into a queue, in a separate thread, because a broken connection may block forever."""

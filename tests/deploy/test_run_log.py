@@ -71,3 +71,21 @@ def test_a_run_cannot_control_the_terminal_of_its_submitter(monkeypatch, tmp_pat
         "run        a[2Jb",
     ]
     assert follower.folder == "a [2Jb"
+
+
+@pytest.mark.parametrize("usual_s", [0.0, 1.0, 3.9, 4.9, 6.0, 7.4, 20.0, 60.0])
+def test_a_silence_is_named_as_soon_as_it_is_longer_than_usual(tmp_path, monkeypatch, usual_s):
+    now, looks = [1000.0], []
+    monkeypatch.setattr(run_log.time, "monotonic", lambda: now[0])
+    follower = run_log.Follower("coordinator:8000", tmp_path, 1.0)
+    follower._reported_at = checked_at = now[0]
+    follower._pauses.extend([usual_s] * 5)
+    while now[0] < 1200.0:
+        now[0] += 0.3
+        if follower._is_check_due(checked_at):
+            looks.append(now[0] - 1000.0)
+            checked_at = now[0]
+    named = next(look for look in looks if look > follower._slow_s)
+    assert named <= max(10.0, 2.0 * usual_s) + 0.7
+    assert named <= 15.0 or usual_s > 7.2
+    assert len(looks) <= 21
