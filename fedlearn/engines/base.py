@@ -187,7 +187,7 @@ def split_into_blocks(cohort: Sequence[ClientId], size: int) -> Iterator[Sequenc
         yield ascending[start : start + size]
 
 
-BATCHINGS = ("auto", "map", "vmap", "process_pool")
+BATCHINGS = ("auto", "map", "vmap", "joint", "process_pool")
 MAX_MIXED_BLOCK_SIZE = 31  # clients per block of requests from different rounds; below 32, ``auto`` trains bit-exactly
 MAX_BLOCK_BYTES = 2**29  # bytes of the updates of a block on a device with memory of its own
 MAX_CACHED_BYTES = 2**25  # bytes of the updates of a block on a CPU; larger blocks leave its cache
@@ -205,7 +205,8 @@ def vector(
         block_size: maximum number of clients per block, >= 1. None: on a CPU, as many as fit its cache, at least one
             per core. On other devices, as many as fit 512 MiB of updates. At most 1024.
         batching: method to train a block, default ``auto``. ``map``: one client after another (JAX: in one program per
-            core). ``vmap``: all clients step together, as one batch of models. ``process_pool``: one process per core,
+            core). ``vmap``: all clients step together, as one batch of models. ``joint``: one forward pass has rows of
+            several clients, for adapters over a frozen base in torch. ``process_pool``: one process per core,
             for torch on the CPU of a Linux machine. ``auto``: a method for the device, the model and the block; the
             header shows it.
 

@@ -167,7 +167,13 @@ class JaxTrainer:
             self.initialization = describe_initializer(self._initial)
 
     def with_batching(self, batching: str) -> JaxTrainer:
-        """Return this trainer with another way to train a block: ``map``, ``vmap`` or ``auto``."""
+        """Return this trainer with another way to train a block: ``map``, ``vmap`` or ``auto``.
+
+        Raises:
+            SettingError: ``batching`` is ``joint``.
+        """
+        expected = "auto, map or vmap: joint passes need framework=torch"
+        require(batching != "joint", "batching", batching, expected, "batching=auto")
         other = copy(self)
         other.batching = batching if batching != "auto" else "map" if self.device == "cpu" else "vmap"
         return other

@@ -57,8 +57,7 @@ class BlockSteps:
     def _fit_group(self, job: Job, group: slice) -> tuple[torch.Tensor, np.ndarray]:
         """Train a group of clients together. Return the updates and the total losses."""
         work, steps_K = job.work[group], torch.from_numpy(job.steps_K[group]).to(self.model.device)
-        x, x_starts_K = self._inputs([client_work.examples.x for client_work in work])
-        y, y_starts_K = self._concatenate([client_work.examples.y for client_work in work])
+        batch_of, frozen = self._batches(job, group), self.model.layout.positions(job.rule.frozen_parameters)
         client_states = {
             name: torch.stack([self.model.to_device(client_work.client_state[name]) for client_work in work])
             for name in job.rule.client_state
@@ -70,10 +69,8 @@ class BlockSteps:
         step, total_K = optimizer_step([flat], job.local), torch.zeros(len(work), device=self.model.device)
         gradients, rates = self._block_gradients(job, group), job.block_rates(group)
         for s in range(int(steps_K.max())):
-            rows_KB = torch.from_numpy(job.plan_KSB[group, s]).to(self.model.device).long()
-            real_KB = rows_KB >= 0
-            batch = (_rows(x, x_starts_K, rows_KB), _targets(y, y_starts_K, rows_KB), real_KB)
-            gradient_KD, sum_K = gradients(flat.detach(), *batch)
+            gradient_KD, sum_K = gradients(flat.detach(), *batch_of(s))
+            gradient_KD[:, frozen] = 0
             if job.local.max_grad_norm is not None:
                 gradient_KD = clip_rows(job.local.max_grad_norm, gradient_KD)
             gradient_KD = job.rule.correct(gradient_KD, flat.detach(), job.global_D, **client_states, **job.broadcast)
@@ -81,8 +78,20 @@ class BlockSteps:
             before_KD = flat.detach()[done_K]
             step((gradient_KD,), rates[s])
             flat.data[done_K] = before_KD
+            flat.data[:, frozen] = start_KD[:, frozen]  # weight decay needs no gradient
             total_K += sum_K
         return flat.detach() - start_KD, total_K.double().cpu().numpy()
+
+    def _batches(self, job: Job, group: slice) -> Callable[[int], tuple[Any, torch.Tensor, torch.Tensor]]:
+        """Return a function that gives inputs, targets and mask of the batches in a step, ``(K, B, ...)``."""
+        x, x_starts_K = self._inputs([work.examples.x for work in job.work[group]])
+        y, y_starts_K = self._concatenate([work.examples.y for work in job.work[group]])
+
+        def batch_of(s: int) -> tuple[Any, torch.Tensor, torch.Tensor]:
+            rows_KB = torch.from_numpy(job.plan_KSB[group, s]).to(self.model.device).long()
+            return _rows(x, x_starts_K, rows_KB), _targets(y, y_starts_K, rows_KB), rows_KB >= 0
+
+        return batch_of
 
     def _block_gradients(self, job: Job, group: slice) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
         """Return the gradient function of clients that step together."""

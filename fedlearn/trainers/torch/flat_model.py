@@ -32,6 +32,7 @@ class FlatModel:
     Attributes:
         layout: layout of the vector.
         leaves: trainable parameters, in the order of the layout.
+        trained: layout of these parameters.
         flat_D: the vector.
         values: initial values of trainable parameters and buffers, by name.
         buffers: names of the buffers in the vector.
@@ -51,7 +52,7 @@ class FlatModel:
         self.values = {name: t.detach().cpu().float().numpy().copy() for name, t in {**trainable, **buffers}.items()}
         self.buffers = tuple(buffers)
         self.flat_D = torch.from_numpy(self.layout.pack(self.values)).to(device)
-        self._trained = self.layout.trainable  # without the frozen parameters of a rule, see `without`
+        self.trained = self.layout.trainable  # without the frozen parameters of a rule, see `without`
         self.leaves = [trainable[leaf.name] for leaf in self.layout.trainable.leaves]
         for parameter, view in zip(self.leaves, self.split(self.flat_D), strict=True):
             parameter.data = view
@@ -66,8 +67,8 @@ class FlatModel:
             frozen: name patterns of the parameters that do not train.
         """
         other = copy(self)
-        other._trained = self.layout.trainable.without(frozen)
-        kept = {leaf.name for leaf in other._trained.leaves}
+        other.trained = self.layout.trainable.without(frozen)
+        kept = {leaf.name for leaf in other.trained.leaves}
         other.leaves = [parameter for name, parameter in self.trainable.items() if name in kept]
         return other
 
@@ -79,7 +80,7 @@ class FlatModel:
     @property
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the trainable parameters by name."""
-        return {leaf.name: p for leaf, p in zip(self._trained.leaves, self.leaves, strict=True)}
+        return {leaf.name: p for leaf, p in zip(self.trained.leaves, self.leaves, strict=True)}
 
     def to_device(self, array: Array) -> torch.Tensor:
         """Return the array as a tensor on the device of the model."""
@@ -96,7 +97,7 @@ class FlatModel:
 
     def split(self, vector_D: torch.Tensor) -> list[torch.Tensor]:
         """Return views of a flat vector, one per trainable parameter."""
-        return [vector_D[self.layout.slices[leaf.name]].view(leaf.shape) for leaf in self._trained.leaves]
+        return [vector_D[self.layout.slices[leaf.name]].view(leaf.shape) for leaf in self.trained.leaves]
 
     def inputs(self, array: np.ndarray) -> Any:
         """Return the inputs of a model on its device: a tensor, or a mapping or a tuple of tensors."""

@@ -60,9 +60,15 @@ class Job:
         return (
             is_elementwise(self.local)
             and not self.rule.optimizer_state
-            and not self.rule.frozen_parameters
+            and not (self.rule.frozen_parameters and self.local.example_dp)
             and (self.rates_KS is None or shares_rates(self.rates_KS, self.steps_K))
         )
+
+    @property
+    def can_step_jointly(self) -> bool:
+        """True if one pass can have rows of several clients: each client has the gradient of the plain loss."""
+        has_plain_gradient = self.rule.gradient is None and self.local.example_dp is None and not self.changes_loss
+        return self.can_step_together and has_plain_gradient
 
     def start(self, work: ClientWork) -> torch.Tensor:
         """Return the parameters from which a client starts."""

@@ -45,6 +45,13 @@ class Network(nn.Module):
         """Return a batch without needless padding."""
         return x_B if self._trim is None else self._trim(x_B)
 
+    def lengths(self, x_B: Any) -> torch.Tensor | None:
+        """Return the number of inputs of each example without padding, e.g. tokens; None without ``trim``."""
+        if self._trim is None:
+            return None
+        rows = [rows_of(x_B, slice(i, i + 1)) for i in range(len(first_of(x_B)))]
+        return torch.tensor([first_of(self._trim(row)).numel() for row in rows])
+
     def forward(self, x_B: Any) -> Any:
         """Return the outputs ``(B, C)`` for a tensor, or for a mapping or a tuple of tensors."""
         result = call_with(self.inner, x_B) if self._run is None else self._run(self.inner, x_B)

@@ -52,6 +52,7 @@ from fedlearn.trainers.torch.device import require_device, single_threaded
 from fedlearn.trainers.torch.dp_sgd import ClippedGradient
 from fedlearn.trainers.torch.flat_model import FlatModel
 from fedlearn.trainers.torch.job import Job
+from fedlearn.trainers.torch.joint_steps import JointSteps
 from fedlearn.trainers.torch.losses import LOSSES, Loss, loss_of
 from fedlearn.trainers.torch.network import Forward, Trim
 from fedlearn.trainers.torch.optimizers import check_optimizer
@@ -85,7 +86,8 @@ class TorchTrainer:
         batching: ``map`` trains one client after another. ``vmap`` trains all clients of a block together, as one
             batch of models. ``auto`` (default) selects ``vmap`` on a GPU. On a CPU it selects ``vmap`` for large
             blocks of a small model, because the overhead of a step exceeds its arithmetic. Models with buffers or
-            random modules need ``map``.
+            random modules need ``map``. ``joint`` trains all clients of a block over one frozen base, for adapters:
+            all trained parameters must be in linear layers.
         trim: removes needless padding from the inputs of a batch; None changes nothing. Training with DP-SGD does not
             use it, because the width of a batch would depend on other examples.
 
@@ -143,6 +145,7 @@ class TorchTrainer:
         self._initial = initial or keep_weights(self._model.values)
         self.initialization = describe_initializer(initial) if initial else FROM_MODULE
         self._client_steps = lru_cache(maxsize=4)(self._build_client_steps)  # by frozen parameters
+        self._joint_steps = lru_cache(maxsize=4)(self._build_joint_steps)
         self._block_steps = BlockSteps(self._model, TrainingLosses(self._model, self.loss, self.task.name))
 
     def _build_client_steps(self, frozen: tuple[str, ...]) -> ClientSteps:
@@ -150,6 +153,11 @@ class TorchTrainer:
         model = self._model.without(frozen)
         clipped = lru_cache(maxsize=1)(partial(ClippedGradient, model.module, self.loss, model.leaves))
         return ClientSteps(model, TrainingLosses(model, self.loss, self.task.name), clipped)
+
+    def _build_joint_steps(self, frozen: tuple[str, ...]) -> JointSteps:
+        """Return the local steps of clients that share the passes of one base."""
+        client_steps = self._client_steps(frozen)
+        return JointSteps(client_steps.model, client_steps.losses)
 
     @property
     def supports_process_pool(self) -> bool:
@@ -163,8 +171,11 @@ class TorchTrainer:
         """Return this trainer with another way to train a block. Both trainers share the module.
 
         Raises:
-            SettingError: The model has buffers or draws random numbers, and ``batching`` is ``vmap``.
+            SettingError: The model has buffers or draws random numbers, and ``batching`` is ``vmap``. Or it does not
+                fit ``joint``.
         """
+        if batching == "joint":
+            self._joint_steps(()).require_separate_layers(draws=self._needs_map.startswith("draws"), layout=self.layout)
         possible = batching != "vmap" or not self._needs_map
         expected = f"map or process_pool, because the model {self._needs_map}"
         require(possible, "batching", batching, expected, "batching=map")
@@ -173,7 +184,7 @@ class TorchTrainer:
         return other
 
     def describe_batching(self, num_clients: int, num_examples: int) -> str:
-        """Return ``map`` or ``vmap`` for a block of this size."""
+        """Return the method for a block of this size, e.g. ``map`` or ``vmap``."""
         if self.batching != "auto":
             return self.batching
         small = num_clients >= VMAP_MIN_CLIENTS and self.layout.num_parameters <= VMAP_MAX_PARAMETERS
@@ -220,7 +231,10 @@ class TorchTrainer:
             together = together and not client_steps.clipped(clip=request.local.example_dp.clip).needs_keys
         together = together and self._can_fit_together(job)
         states: list[dict[str, np.ndarray]] = []
-        delta_KD, losses_K = self._block_steps.fit(job) if together else client_steps.fit(job, states)
+        if self.batching == "joint" and job.can_step_jointly:
+            delta_KD, losses_K = self._joint_steps(rule.frozen_parameters).fit(job)
+        else:
+            delta_KD, losses_K = self._block_steps.fit(job) if together else client_steps.fit(job, states)
         return Updates(
             clients_K=clients_K,
             delta_KD=delta_KD.numpy() if self.device == "cpu" else delta_KD,
