@@ -2,9 +2,9 @@
 
 Shapes: D parameters, K clients of a chunk, N examples of one client, B batch, F features.
 
-It has no data loader, no optimizer object and no flattening of parameters. It computes the gradients of a list of
-parameters, and updates the list in one fused step. It adds the models to a running sum. Each core has one process with
-one thread.
+It has no data loader, no optimizer object and no flattening of parameters. Gradients of small models are written by
+hand, for several clients at once. Those of other models come from autograd. The program adds the models to a running
+sum. Each core has one process with one thread.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from simulations.benchmarks.processes import Fit, Processes, Share, num_cores
 from simulations.benchmarks.synthetic import first_rows, poisson_batches, pool_of
 from simulations.benchmarks.workloads import Workload
 
-CHUNK = 25  # clients of w3 that train together: their weights and batches fit into the cache
+CHUNKS = {"linear": 25, "mlp": 5}  # clients that train together: their weights and batches fit into the cache
+MLP_LAYERS = ("hidden_0", "hidden_1", "out")
 
 
 class Bare:
@@ -38,9 +39,10 @@ class Bare:
         count = workers or num_cores()
         pool_of(workload)  # before the fork, so that all processes share it
         self.layout = layout_of(workload)
-        by_hand = workload.model == "linear"
-        method = f"{CHUNK} clients at once (bmm)" if by_hand else "a lean loop"
+        chunk = CHUNKS.get(workload.model, 0)
+        method = f"gradients by hand, {chunk} clients at once (bmm)" if chunk else "a lean loop"
         method = "ghost norms by hand" if workload.example_dp else method
+        by_hand = chunk and not workload.example_dp
         self.variant = f"{method}, {count} {'processes' if count > 1 else 'process'} of 1 thread"
         prepare = partial(batched if by_hand else loop, workload)
         self._processes = Processes(prepare, num_parameters=self.layout.num_parameters, count=count)
@@ -152,7 +154,7 @@ class PrivateLoop(ClientLoop):
     def _sum_clipped_gradients(self, x_BF: torch.Tensor, y_B: torch.Tensor, clip: float) -> list[torch.Tensor]:
         """Return the sums of the clipped gradients, in the order of the layout."""
         named = {leaf.name: w for leaf, w in zip(self._layout.leaves, self.weights, strict=True)}
-        layers = [(named[f"{name}.weight"], named[f"{name}.bias"]) for name in ("hidden_0", "hidden_1", "out")]
+        layers = [(named[f"{name}.weight"], named[f"{name}.bias"]) for name in MLP_LAYERS]
         inputs = [x_BF]
         for weight, bias in layers[:-1]:
             inputs.append(torch.addmm(bias, inputs[-1], weight.t()).relu_())
@@ -165,46 +167,73 @@ class PrivateLoop(ClientLoop):
         squares = [d.square().sum(1) * (a.square().sum(1) + 1) for d, a in zip(deltas, inputs, strict=True)]
         factor_B1 = (clip / torch.stack(squares).sum(0).sqrt_().clamp_(min=clip))[:, None]
         sums = {}
-        for name, d, a in zip(("hidden_0", "hidden_1", "out"), deltas, inputs, strict=True):
+        for name, d, a in zip(MLP_LAYERS, deltas, inputs, strict=True):
             d.mul_(factor_B1)
             sums[f"{name}.weight"], sums[f"{name}.bias"] = d.t() @ a, d.sum(0)
         return [sums[leaf.name] for leaf in self._layout.leaves]
 
 
 def batched(workload: Workload) -> Fit:
-    """Return a function that trains logistic regression for many clients of equal size together.
+    """Return a function that trains a small model for many clients of equal size together.
 
     The gradients are hand-written.
     """
     pool, first_row = pool_of(workload), first_rows(workload)
-    x, y = torch.from_numpy(pool.x), torch.from_numpy(pool.y).float()
+    x, y, size = torch.from_numpy(pool.x), torch.from_numpy(pool.y), CHUNKS[workload.model]
+    fit_chunk = _fit_linear if workload.model == "linear" else _fit_mlp
 
     def fit(params_D: np.ndarray, share: Share) -> np.ndarray:
-        start_D = torch.from_numpy(params_D)  # the order of the layout: first the bias, then the weights
+        start_D = torch.from_numpy(params_D)
         total_D = torch.zeros_like(start_D)
-        for chunk in (share[i : i + CHUNK] for i in range(0, len(share), CHUNK)):
+        for chunk in (share[i : i + size] for i in range(0, len(share), size)):
             rows_KN = torch.from_numpy(np.stack([order_N + first_row(client) for client, order_N in chunk]))
-            bias_K, weight_KF = _fit_chunk(workload, start_D, x, y, rows_KN)
-            total_D[0] += bias_K.sum()
-            total_D[1:] += weight_KF.sum(0)
+            total_D += fit_chunk(workload, start_D, x, y, rows_KN)
         return (total_D * workload.examples_per_client).numpy()
 
     return fit
 
 
-def _fit_chunk(
+def _fit_mlp(
     workload: Workload, start_D: torch.Tensor, x: torch.Tensor, y: torch.Tensor, rows_KN: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor:
+    """Return the sum of the models of K clients, (D,)."""
+    layout, clients = layout_of(workload), len(rows_KN)
+    start = {name: torch.from_numpy(v) for name, v in layout.unpack(start_D.numpy()).items()}
+    weights = [start[f"{name}.weight"].repeat(clients, 1, 1) for name in MLP_LAYERS]
+    biases = [start[f"{name}.bias"].repeat(clients, 1, 1) for name in MLP_LAYERS]
+    for rows_KB in rows_KN.split(workload.batch_size, dim=1):
+        rows, size = rows_KB.reshape(-1), rows_KB.shape[1]
+        inputs = [x.index_select(0, rows).view(clients, size, -1)]
+        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+            inputs.append(torch.baddbmm(bias, inputs[-1], weight.transpose(1, 2)).relu_())
+        outputs = torch.baddbmm(biases[-1], inputs[-1], weights[-1].transpose(1, 2))
+        delta = torch.softmax(outputs, 2)
+        delta.view(len(rows), -1)[torch.arange(len(rows)), y[rows]] -= 1
+        deltas = [delta.mul_(-workload.local.learning_rate / size)]
+        for weight, below in zip(weights[:0:-1], inputs[:0:-1], strict=True):
+            deltas.insert(0, torch.bmm(deltas[0], weight).mul_(below > 0))
+        for weight, bias, delta, below in zip(weights, biases, deltas, inputs, strict=True):
+            weight.baddbmm_(delta.transpose(1, 2), below)
+            bias += delta.sum(1, keepdim=True)
+    parts = {f"{name}.weight": v.sum(0) for name, v in zip(MLP_LAYERS, weights, strict=True)}
+    parts |= {f"{name}.bias": v.sum(0) for name, v in zip(MLP_LAYERS, biases, strict=True)}
+    return torch.cat([parts[leaf.name].reshape(-1) for leaf in layout.leaves])
+
+
+def _fit_linear(
+    workload: Workload, start_D: torch.Tensor, x: torch.Tensor, y: torch.Tensor, rows_KN: torch.Tensor
+) -> torch.Tensor:
+    """Return the sum of the models of K clients, (D,), in the order of the layout: the bias, then the weights."""
     bias_K = start_D[0].expand(len(rows_KN)).clone()
     weight_KF = start_D[1:].expand(len(rows_KN), -1).contiguous()
     for rows_KB in rows_KN.split(workload.batch_size, dim=1):
         x_KBF = x.index_select(0, rows_KB.reshape(-1)).view(*rows_KB.shape, -1)  # twice as fast as indexing
         logits_KB = torch.bmm(x_KBF, weight_KF[:, :, None])[:, :, 0] + bias_K[:, None]
         rate = workload.local.learning_rate / rows_KB.shape[1]
-        step_KB = (torch.sigmoid(logits_KB) - y[rows_KB]).mul_(-rate)
+        step_KB = (torch.sigmoid(logits_KB) - y[rows_KB].float()).mul_(-rate)
         weight_KF[:, None].baddbmm_(step_KB[:, None], x_KBF)
         bias_K += step_KB.sum(1)
-    return bias_K, weight_KF
+    return torch.cat([bias_K.sum()[None], weight_KF.sum(0)])
 
 
 def _binary(logits_B1: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:

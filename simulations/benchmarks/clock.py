@@ -42,8 +42,9 @@ class Clock:
         self.seconds.append(now - self._since)
         self.examples.append(num_examples)
         self.first = self.first or time.time()
+        before = time.process_time()
         processor = tree_processor_seconds()
-        self.processor.append(processor - self._processor_since)
+        self.processor.append(processor - (time.process_time() - before) - self._processor_since)
         self._processor_since, self._since = processor, time.perf_counter()  # without the time of this measurement
 
 

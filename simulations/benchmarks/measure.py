@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from statistics import median
+from statistics import fmean, median
 from typing import IO, Any
 
 from simulations.benchmarks.settings import Settings
@@ -63,8 +63,8 @@ class Run:
 
     @property
     def processor_per_round(self) -> float:
-        """Median processor time of a round, seconds. The first round counts only if it is the only one."""
-        return median(self.processor[1:] or self.processor)
+        """Mean processor time of a round, seconds. The first round counts only if it is the only one."""
+        return fmean(self.processor[1:] or self.processor)
 
     @property
     def examples_per_second(self) -> float:
