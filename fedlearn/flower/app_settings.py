@@ -15,7 +15,13 @@ NUM_SUPERNODES = "num-supernodes"  # Flower's name of the number of nodes
 NODE_CONFIG = "node_config."
 FIXED_NODE_CONFIG = ("partition-id", "num-partitions")
 USAGE = "python -m fedlearn.flower.run path/to/app num_nodes=100"
-COMMAND_SETTINGS = {"num_nodes": DEFAULT_NUM_NODES, "max_failures": 0.0, "federation": "local-simulation"}
+NUM_CPUS = "options.backend.client-resources.num-cpus"  # Flower's name of the cores of a client
+COMMAND_SETTINGS = {
+    "num_nodes": DEFAULT_NUM_NODES,
+    "workers": 1,
+    "max_failures": 0.0,
+    "federation": "local-simulation",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +30,7 @@ class RunSettings:
 
     Attributes:
         num_nodes: number of nodes; None: the number of the app's federation, or 2.
+        workers: number of processes that run clients; None: the number that fits the app's federation, or 1.
         max_failures: share of the messages that may end with an error, in [0, 1].
         federation: name of a federation of the app; empty for its default.
         node_config: configuration of each node.
@@ -31,6 +38,7 @@ class RunSettings:
     """
 
     num_nodes: int | None = None
+    workers: int | None = None
     max_failures: float = 0.0
     federation: str = ""
     node_config: Mapping[str, Any] = field(default_factory=dict)
@@ -43,19 +51,21 @@ class Federation:
 
     Attributes:
         num_nodes: number of nodes; None if the app does not give it.
+        num_cpus: cores of a client, > 0; None if the app does not give them.
         unused: names of options without effect, because all nodes are in this process.
     """
 
     num_nodes: int | None = None
     unused: tuple[str, ...] = ()
+    num_cpus: float | None = None
 
 
 def parse_settings(settings: Sequence[str]) -> RunSettings:
     """Parse settings as typed. Values are TOML or plain text.
 
     Args:
-        settings: ``num_nodes=N``, ``max_failures=SHARE``, ``federation=NAME``, ``node_config.NAME=VALUE``, and settings
-            of the app.
+        settings: ``num_nodes=N``, ``workers=N``, ``max_failures=SHARE``, ``federation=NAME``,
+            ``node_config.NAME=VALUE``, and settings of the app.
 
     Raises:
         SettingError: a setting has no ``=``, or a value is out of range.
@@ -64,6 +74,8 @@ def parse_settings(settings: Sequence[str]) -> RunSettings:
     ours, others = take_settings([word for word in settings if word not in node_words], COMMAND_SETTINGS)
     num_nodes, max_failures = ours.get("num_nodes"), ours.get("max_failures", 0.0)
     require(num_nodes is None or is_count(num_nodes), "num_nodes", num_nodes, "a whole number >= 1", "num_nodes=10")
+    workers = ours.get("workers")
+    require(workers is None or is_count(workers), "workers", workers, "a whole number >= 1", "workers=2")
     is_share = is_number(max_failures, at_least=0) and max_failures <= 1
     require(is_share, "max_failures", max_failures, "a share of the messages, 0 to 1", "max_failures=0.5")
     node_config = {name.removeprefix(NODE_CONFIG): value for name, value in map(_parse, node_words)}
@@ -73,6 +85,7 @@ def parse_settings(settings: Sequence[str]) -> RunSettings:
         require(name not in node_config, f"{NODE_CONFIG}{name}", node_config.get(name), expected, fix)
     return RunSettings(
         num_nodes=num_nodes,
+        workers=workers,
         max_failures=max_failures,
         federation=ours.get("federation", ""),
         node_config=node_config,
@@ -103,7 +116,11 @@ def read_federation(flwr: Mapping[str, Any], name: str = "") -> Federation:
     if number is not None:
         setting = f"federations.{chosen}.options.{NUM_SUPERNODES}"
         require(is_count(number), setting, number, "a whole number >= 1", "num_nodes=10")
-    return Federation(number, tuple(sorted(options)))
+    num_cpus = options.pop(NUM_CPUS, None)
+    if num_cpus is not None:
+        setting, expected = f"federations.{chosen}.{NUM_CPUS}", "a number of cores > 0"
+        require(is_number(num_cpus, at_least=0) and num_cpus > 0, setting, num_cpus, expected, "workers=1")
+    return Federation(number, tuple(sorted(options)), num_cpus)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,20 +5,21 @@ The settings after the path are:
 - ``num_nodes``: number of nodes; default ``options.num-supernodes`` of the app's federation, or 2, as in Flower;
 - ``node_config.NAME``: configuration of each node, e.g. ``node_config.dataset-path=parts/{partition}``;
 - ``federation``: name of a federation of the app;
+- ``workers``: number of processes that run clients; default: the number that fits ``client-resources.num-cpus`` of the
+  app's federation, or 1, which is this process;
 - ``max_failures``: share of messages that may end with an error, default 0;
 - settings in ``[tool.flwr.app.config]``, with dots for nested names: ``num-server-rounds=3 model.width=32``.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import tomllib
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ try:
     from flwr.clientapp import ClientApp
     from flwr.serverapp import ServerApp
 
+    from fedlearn.flower.app_components import load_component
+    from fedlearn.flower.client_pool import ClientPool, ClientSource
     from fedlearn.flower.in_process_grid import InProcessGrid
     from fedlearn.flower.node_waits import interrupt_main_thread
 except ImportError as missing:
@@ -55,12 +58,14 @@ class FlowerApp:
         server, client: components of the app.
         config: run configuration, with nested names joined by dots.
         federation: its federation.
+        source: place of the ClientApp, for processes that import it; None: only this process can run it.
     """
 
     server: ServerApp
     client: ClientApp
     config: Mapping[str, Any]
     federation: Federation = Federation()  # noqa: RUF009 - frozen
+    source: ClientSource | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,8 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser(
         "fedlearn.flower.run",
         "Run a Flower app in this process, without Ray.",
-        epilog="settings: num_nodes=100, node_config.NAME=VALUE, federation=NAME, max_failures=0.5, and settings of "
-        "the app, e.g. num-server-rounds=3\nexit codes: 0 done; 2 wrong setting; 3 failed; 4 some messages failed",
+        epilog="settings: num_nodes=100, workers=2, node_config.NAME=VALUE, federation=NAME, max_failures=0.5, and "
+        "settings of the app, e.g. num-server-rounds=3\n"
+        "exit codes: 0 done; 2 wrong setting; 3 failed; 4 some messages failed",
     )
     parser.add_argument("folder", type=Path, metavar="APP", help="folder of the app, with its pyproject.toml")
     parser.add_argument("settings", nargs="*", default=[], metavar="setting=value", help="e.g. num_nodes=100")
@@ -103,12 +109,14 @@ def run(app: FlowerApp, num_nodes: int, settings: RunSettings | None = None) -> 
         EndlessWait: the app waits for more nodes.
     """
     settings = settings or RunSettings()
+    pool = _client_pool(app, num_nodes, settings)
     grid = InProcessGrid(
         app.client,
         num_nodes,
         run_config=app.config,
         node_config=settings.node_config,
         on_endless_wait=interrupt_main_thread,  # it may wait for another thread that looks for nodes
+        pool=pool,
     )
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=dict(app.config))
     start = time.perf_counter()
@@ -123,6 +131,9 @@ def run(app: FlowerApp, num_nodes: int, settings: RunSettings | None = None) -> 
             raise
         traceback.print_exc()
         code = FAILED
+    finally:
+        if pool:
+            pool.close()
     responses, errors = grid.outcomes["response"], grid.outcomes["error"]
     if code == DONE and errors > settings.max_failures * (responses + errors):
         code = PARTLY_FAILED if responses else FAILED
@@ -132,6 +143,16 @@ def run(app: FlowerApp, num_nodes: int, settings: RunSettings | None = None) -> 
     seconds = time.perf_counter() - start
     sys.stderr.write(f"{outcome} in {seconds:.2f} s: {num_nodes} nodes, {responses} responses, {errors} errors\n")
     return code
+
+
+def _client_pool(app: FlowerApp, num_nodes: int, settings: RunSettings) -> ClientPool | None:
+    """Return the processes that run clients; None for one process, which is this process."""
+    cores, num_cpus = len(os.sched_getaffinity(0)), app.federation.num_cpus
+    fitting = int(cores / num_cpus) if num_cpus else 1
+    num_workers = min(num_nodes, settings.workers or max(1, fitting))
+    if num_workers == 1 or app.source is None:
+        return None
+    return ClientPool(app.source, num_workers, num_threads=max(1, int(num_cpus or cores / num_workers)))
 
 
 def load_app(folder: Path, overrides: Mapping[str, Any] | None = None, *, federation: str = "") -> FlowerApp:
@@ -169,35 +190,8 @@ def load_app(folder: Path, overrides: Mapping[str, Any] | None = None, *, federa
         client=load_component(client, ClientApp, project, target),
         config=config,
         federation=chosen,
+        source=ClientSource(project, str(client)),
     )
-
-
-def load_component(reference: str, kind: type[Any], project: Path, target: str = "") -> Any:
-    """Import the component at ``module:attribute``.
-
-    Args:
-        reference: ``module:attribute``.
-        kind: expected class.
-        project: pyproject.toml of the app, for messages.
-        target: version of Flower for which the app was written, for messages; empty if unknown.
-
-    Raises:
-        FedlearnError: the component cannot be imported, or is of another class.
-    """
-    module, _, attribute = str(reference).partition(":")
-    try:
-        component = import_module(module)
-        for name in attribute.split("."):
-            component = getattr(component, name)
-    except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{type(error).__name__}: {error}\n  in        {place.filename}, line {place.lineno}"
-        if target and target != version("flwr") and isinstance(error, ImportError):
-            reason += f"\n  because   the app was written for flwr {target}; installed is flwr {version('flwr')}"
-        raise FedlearnError(f"{reference} of {project} cannot be imported: {reason}") from error
-    if not isinstance(component, kind):
-        raise FedlearnError(f"{reference} of {project} is a {type(component).__name__}, expected a {kind.__name__}")
-    return component
 
 
 def apply_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -79,8 +79,8 @@ def test_a_message_whose_response_is_never_pulled_reaches_its_node_before_the_ne
 
 def test_messages_that_remain_are_handled_at_the_end_in_the_order_of_sending(counting):
     grid, order = InProcessGrid(counting, 3), []
-    original = grid._handle
-    grid._handle = lambda message: (order.append(message.metadata.dst_node_id), original(message))
+    original = grid._keep
+    grid._keep = lambda message, outcome: (order.append(message.metadata.dst_node_id), original(message, outcome))
     for nodes in ([4], [2], [4, 3]):
         train(grid, nodes=nodes)
     assert not order
