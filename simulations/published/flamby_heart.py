@@ -29,8 +29,8 @@ CYCLIC = (
 )
 
 SCAFFOLD = (
-    "SCAFFOLD gives all clients equal weights, as in its paper. FLamby weights clients by their size, so there its "
-    "accuracies equal those of FedAvg."
+    "SCAFFOLD gives all clients equal weights, as in its paper. FLamby weights clients by their size, and has "
+    "equal accuracies for FedAvg and SCAFFOLD. With `strategy.weighting=equal`, FedAvg reaches 70.94 here, too."
 )
 
 

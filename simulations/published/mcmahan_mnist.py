@@ -22,6 +22,7 @@ def _row(
 
 
 FASTER = "It needs fewer rounds than published. The paper states neither its initial weights nor its learning rate."
+ABOVE = f"{FASTER} So the accuracy at round 664 is above the target by more than a point."
 
 TABLE = Table(
     name="mcmahan_mnist",
@@ -41,7 +42,7 @@ TABLE = Table(
     data="python -m simulations.data fetch mnist",
     rows=(
         _row("2nn_iid", "2NN, IID", "rounds=87", 97, 87, seeds=5, note=FASTER),
-        _row("2nn_shards", "2NN, two shards", "partition=shards rounds=664", 97, 664, seeds=3, note=FASTER),
+        _row("2nn_shards", "2NN, two shards", "partition=shards rounds=664", 97, 664, seeds=3, note=ABOVE),
         _row(
             "cnn_iid",
             "CNN, IID",

@@ -20,10 +20,13 @@ def final_accuracy(published: Published | None = None) -> Measure:
 
 
 def best_accuracy(published: Published | None = None) -> Measure:
-    """Return the measure of the best accuracy of all evaluations on the pooled test examples."""
+    """Return the measure of the best accuracy of all evaluations on the pooled test examples.
+
+    If clients have personal models, the accuracy is that of each client's model on the client's examples.
+    """
 
     def read(run: RunResult) -> float:
-        return max(accuracy for _, accuracy in _accuracies(run))
+        return max(accuracy for _, accuracy in _accuracies(run, personal=True))
 
     return Measure(name="best accuracy, %", read=read, published=published)
 
@@ -103,9 +106,15 @@ def fairness(
     )
 
 
-def _accuracies(run: RunResult) -> list[tuple[int, float]]:
-    evaluated = [line for line in run.history if line.get("test")]
-    return [(int(line["round"]), PERCENT * float(line["test"]["accuracy"])) for line in evaluated]
+def _accuracies(run: RunResult, *, personal: bool = False) -> list[tuple[int, float]]:
+    """Return pairs of round and accuracy in percent; of personal models, if asked for and available."""
+    curve = []
+    for line in run.history:
+        models = line.get("personal") if personal else None
+        accuracy = models["accuracy"]["pooled"] if models else (line.get("test") or {}).get("accuracy")
+        if accuracy is not None:
+            curve.append((int(line["round"]), PERCENT * float(accuracy)))
+    return curve
 
 
 def spent_epsilon() -> Measure:

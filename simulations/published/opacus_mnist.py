@@ -24,10 +24,10 @@ TABLE = Table(
     title="DP-SGD on MNIST",
     paper="Yousefpour et al., *Opacus: User-Friendly Differential Privacy Library in PyTorch*, 2021, arXiv:2109.12298",
     protocol=(
-        "One client with the 60,000 training images, the network of the example (26,010 parameters), Poisson "
-        "batches of 240 expected examples, and the noise multiplier, clip norm, learning rate and epochs of "
-        "each parameter set. A round is an epoch. Epsilon at delta 1e-5 is ours: it has a tighter accountant "
-        "than the published values."
+        "One client has the 60,000 training images. The network is that of the example (26,010 parameters), "
+        "with Poisson batches of 240 expected examples. Each parameter set has its noise multiplier, clip norm, "
+        "learning rate and epochs. A round is an epoch. Epsilon at delta 1e-5 is ours: it has a tighter "
+        "accountant than the published values."
     ),
     data="python -m simulations.data fetch mnist",
     rows=(

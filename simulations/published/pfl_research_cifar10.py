@@ -20,11 +20,12 @@ TABLE = Table(
     ),
     protocol=(
         "Settings of benchmarks/image_classification/configs/baseline.yaml in apple/pfl-research: 1,000 clients "
-        "with 50 images, 50 clients per round, one epoch in batches of 10 at learning rate 0.1, clients with "
-        "equal weights; central privacy with clip norm 0.4, epsilon 2, delta 1e-6, and network `simple_cnn` "
-        "with dropout. The paper draws initial weights after Glorot; here they are torch's. The noise is for "
-        "the cohort of 50, where the paper rescales the noise of a cohort of 1,000. The published accuracies "
-        "could not be checked. The images are 170 MB from the official server, which needs internet access."
+        "with 50 images, 50 clients per round, equal weights. Clients train for one epoch in batches of 10 at "
+        "learning rate 0.1. Central privacy has clip norm 0.4, epsilon 2 and delta 1e-6. The network is "
+        "`simple_cnn` with dropout. The paper draws initial weights after Glorot; here they are torch's. The "
+        "noise is for the cohort of 50, while the paper rescales the noise of a cohort of 1,000. The published "
+        "accuracies could not be checked. The images are 170 MB from the official server, which needs internet "
+        "access."
     ),
     data="python -m simulations.data fetch cifar10",
     rows=(

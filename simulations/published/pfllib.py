@@ -40,11 +40,11 @@ TABLE = Table(
     title="PFLlib leaderboard, Fashion-MNIST",
     paper="Zhang et al., *PFLlib*, JMLR 26(50), 2025, arXiv:2312.04992",
     protocol=(
-        "Training and test images together, divided among 20 clients, of which each holds out 25 %; all clients "
-        "in each of 2,000 rounds, one local epoch in batches of 10 at learning rate 0.005, network FedAvgCNN "
-        "(582,026 parameters), best accuracy over rounds on the held-out images of all clients, each with its "
-        "own model where the strategy has one. Settings of the strategies are our defaults. A round takes about "
-        "a minute on one core."
+        "Training and test images together are divided among 20 clients, and each client holds out 25 %. All "
+        "clients take part in each of 2,000 rounds, with one local epoch in batches of 10 at learning rate "
+        "0.005. The network is FedAvgCNN (582,026 parameters). The measure is the best accuracy over rounds on "
+        "the held-out images of all clients. Each client has its personal model, if the strategy has such "
+        "models. The settings of the strategies are our defaults. A round takes about a minute on one core."
     ),
     data="apt-get install dataset-fashion-mnist",
     rows=tuple(

@@ -18,12 +18,12 @@ TABLE = Table(
         "Li, Sanjabi, Beirami, Smith, *Fair Resource Allocation in Federated Learning*, ICLR 2020, arXiv:1905.10497"
     ),
     protocol=(
-        "100 clients generated as in data/synthetic of litian96/fair_flearn, 10 % of their examples held out, "
-        "logistic regression, 10 clients per round, one epoch in batches of 10 at learning rate 0.1. The README "
-        "of the paper's repository suggests 20,000 rounds; here it is 2,000. The repository samples clients by "
-        "their size, here clients are drawn uniformly. The values of Table 1 of the paper could not be checked, "
-        "so there is no gate: the paper's claim is that q = 1 has a smaller variance and a better worst tenth "
-        "than q = 0."
+        "100 clients are generated as in data/synthetic of litian96/fair_flearn, and hold out 10 % of their "
+        "examples. The model is logistic regression, with 10 clients per round and one epoch in batches of 10 "
+        "at learning rate 0.1. The README of the paper's repository suggests 20,000 rounds; here it is 2,000. "
+        "The repository samples clients by their size, here clients are drawn uniformly. The values of Table 1 "
+        "of the paper could not be checked, so there is no gate. The paper claims that q = 1 has a smaller "
+        "variance and a better worst tenth than q = 0."
     ),
     rows=(
         _row("q0", "q = 0 (FedAvg with equal weights)", "strategy.q=0"),

@@ -11,9 +11,10 @@ from needs import needs
 
 from fedlearn.errors import SettingError
 from fedlearn.runner.compose import CONF_DIR, compose
+from fedlearn.runner.run_result import RunResult
 from fedlearn.runner.start import parse_args
 from simulations.published import TABLES, all_rows
-from simulations.published.measures import first_crossing
+from simulations.published.measures import best_accuracy, best_accuracy_by, first_crossing
 from simulations.published.records import Published
 from simulations.published.results_page import gate_of, result_file, results_page
 from simulations.published.run_rows import run_rows
@@ -129,6 +130,18 @@ def test_a_curve_reaches_its_target_between_two_evaluations():
     assert first_crossing(curve, 60.0) == 25.0  # the best so far is 50 at round 20
     assert first_crossing(curve, 50.0) == 10.0
     assert first_crossing(curve, 81.0) is None
+
+
+def test_the_best_accuracy_is_that_of_personal_models_if_there_are_any(tmp_path):
+    lines = [
+        {"round": 1, "test": {"accuracy": 0.9}, "personal": {"accuracy": {"pooled": 0.6}}},
+        {"round": 2, "test": None},
+        {"round": 3, "test": {"accuracy": 0.8}, "personal": {"accuracy": {"pooled": 0.7}}},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = RunResult(folder=tmp_path)
+    assert best_accuracy().read(run) == pytest.approx(70)
+    assert best_accuracy_by(2).read(run) == pytest.approx(90)
 
 
 @pytest.mark.parametrize("name", QUICK)
