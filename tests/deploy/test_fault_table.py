@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -118,8 +119,6 @@ class Strikes:
             self._ends = float("inf")
             os.kill(os.getpid(), signal.SIGINT)
         if self._struck_at and now >= self._repair_at:
-            if self.fault.number == signal.SIGSTOP:
-                send(signal.SIGCONT, self._struck)
             self._struck = []
         if not self._struck:
             self.recorder.restart_exited(self.federation.rehearsal)
@@ -134,6 +133,8 @@ class Strikes:
         self._struck = self.fault.strike(self.federation)
         if self._struck:  # a process may be absent at this moment
             self.num_strikes += 1
+            if self.fault.number == signal.SIGSTOP:  # a follower that waits for a stopped SuperLink calls nothing
+                threading.Timer(self.fault.absent_s, send, (signal.SIGCONT, self._struck)).start()
             self._struck_at, self._repair_at, self._num_rounds = now, now + self.fault.absent_s, num_rounds
             self.recorder.note(f"{self.fault.name} ({len(self._struck)} processes)\n")
 
