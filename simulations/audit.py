@@ -15,6 +15,8 @@ USAGE = """Measure a lower bound on epsilon with canaries, and compare it with t
 Settings of python -m simulations.run, and
   audit.canaries   number of canaries, >= 100; more canaries can refute a larger epsilon
   audit.rounds     number of planned rounds that are run and audited
+  audit.sentences  number of canary sentences in the training data of a text model, default 0; see below
+  audit.copies     copies of each canary sentence, default 4
   audit.examples   examples of each client of the audit with privacy=example, at most local.batch_size
 
 With privacy=example, canaries are examples. They pass through the model, the loss and the DP-SGD of the run. The audit
@@ -22,10 +24,14 @@ also measures how far one example moves the clipped sum, and the noise. With oth
 They send one large parameter through selection, stages, aggregator and noise of the run. A bound, movement or noise
 that contradicts the ledger is an alarm.
 
+Canary sentences measure memorization. The command trains all planned rounds with them. It ranks the loss of each canary
+among 127 sentences that were not in the data. Without memorization, the mean exposure is 1.44 bits; the largest is 7.
+
 Examples
   python -m simulations.audit scenario=digits
   python -m simulations.audit scenario=digits strategy.weighting=equal privacy=central privacy.noise_multiplier=1
   python -m simulations.audit scenario=digits privacy=example privacy.noise_multiplier=1
+  python -m simulations.audit scenario=text scenario.path=DIR model.path=DIR audit.sentences=20
   python -m simulations.audit --config-path outputs/digits/fedavg/2026-11-29_12-00-00   (settings of a run folder)
 
 Sampling of clients hides canaries from the audit too, which weakens the lower bound. To test the mechanism itself, let

@@ -21,8 +21,9 @@ from simulations.analysis.analysis_run import AnalysisRun, draw_with_style, save
 from simulations.analysis.audited_run import AuditedRun, join
 from simulations.analysis.canary_clients import audit_clients
 from simulations.analysis.canary_examples import audit_examples
+from simulations.analysis.sentence_exposure import measure_exposure
 
-DEFAULTS = {"canaries": 1000, "rounds": 1, "examples": 8}
+DEFAULTS = {"canaries": 1000, "rounds": 1, "examples": 8, "sentences": 0, "copies": 4}
 MIN_CANARIES = 100
 
 
@@ -60,11 +61,13 @@ def verdict(audited: AuditedRun, result: AuditResult) -> str:
 def run_audit(analysis: AnalysisRun) -> int:
     """Audit, write results and report page, and return the exit code. It is 3 if the claim is refuted."""
     audited, result = audit(analysis)
+    exposure = measure_exposure(analysis)
     text, is_alarm = verdict(audited, result), bool(audited.faults(result))
-    numbers = _to_json(analysis, audited, result, text)
+    numbers = _to_json(analysis, audited, result, text) | {"sentences": exposure and exposure.to_json()}
     save_results(analysis, "audit", numbers, {"scores": draw_with_style(lambda: plot_audit(audited, result))})
     claim = "–" if audited.claimed_epsilon is None else f"{audited.claimed_epsilon:.4g}"
     rows = _rows(analysis, audited, result)
+    rows += [] if exposure is None else [("Sentences", exposure.text)]
     page = write_report_page(
         analysis,
         title=f"Audit of privacy={analysis.plan.privacy.kind}",
