@@ -92,7 +92,7 @@ def test_dp_sgd_trains_one_client_after_another():
 
 
 def test_large_weights_are_used_in_place(monkeypatch):
-    monkeypatch.setattr("fedlearn.trainers.torch.joint_layers.MAX_GATHERED", 0)
+    monkeypatch.setattr("fedlearn.trainers.torch.joint_layers.MAX_COPIED", 0)
     alone, joint = fits(Adapted())
     assert np.allclose(alone.delta_KD, joint.delta_KD, atol=1e-5)
 

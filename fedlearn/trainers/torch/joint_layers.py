@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from fedlearn.trainers.torch.flat_model import FlatModel
 
-MAX_GATHERED = 2**22  # numbers of the weights that a pass copies for its rows
+MAX_COPIED = 2**22  # numbers of the weights that a pass copies for its rows
 FINAL_LAYERS = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
 
 
@@ -89,7 +89,7 @@ class JointLayers:
         x_NTF = x.reshape(len(rows), -1, x.shape[-1])
         if weight is None:
             outputs = F.linear(x_NTF, layer.weight)
-        elif len(rows) * weight[0].numel() <= MAX_GATHERED:
+        elif len(rows) * weight[0].numel() <= MAX_COPIED:
             outputs = torch.bmm(x_NTF, weight.index_select(0, rows).mT)
         else:
             clients, counts = torch.unique_consecutive(rows, return_counts=True)
