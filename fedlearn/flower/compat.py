@@ -824,6 +824,7 @@ class FleetClient:
         """Return the next message with its parts, a `flwr.app.Message`; None if there is none.
 
         The sender may still upload the parts. So the time to wait for a part grows with their number.
+        After a cut of the connection, the transfer continues with the part that was in progress.
         """
         from flwr.app import Message
         from flwr.common.serde import message_from_proto
@@ -838,12 +839,14 @@ class FleetClient:
             pull_and_inflate_object_from_tree,
         )
 
+        from fedlearn.flower.transfer import continue_after_cuts
+
         node = Node(node_id=node_id)
         response = self._client.PullMessages(PullMessagesRequest(node=node))
         if not response.messages_list:
             return None
         tree, run_id = response.message_object_trees[0], message_from_proto(response.messages_list[0]).metadata.run_id
-        pull = make_pull_object_fn_protobuf(self._client.PullObject, node, run_id)
+        pull = make_pull_object_fn_protobuf(continue_after_cuts(self._client.PullObject), node, run_id)
 
         def confirm(object_id: str) -> None:
             request = ConfirmMessageReceivedRequest(node=node, run_id=run_id, message_object_id=object_id)

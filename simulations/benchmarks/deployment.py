@@ -15,10 +15,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import httpx
 
 from fedlearn.callbacks.tables import print_table
 from fedlearn.core.command_line import take_settings
@@ -119,37 +122,56 @@ def serve_coordinator(folder: Path, stack: ExitStack, names: Sequence[str]) -> t
     return process, (folder / "coordinator/address").read_text(encoding="ascii").strip()
 
 
-def run_stub(folder: Path, name: str, address: str, ended: threading.Event) -> None:
-    """Connect a stub node, and let it report and poll until the event."""
-    keys = folder / "keys/nodes" / name
-    certificates, key = (keys / "ca.crt").read_bytes(), (keys / "node.key").read_bytes()
-    fleet = FleetClient(address, certificates=certificates, private_key=key)
-    node_id, start, reported = fleet.activate(1.5 * HEARTBEAT_S), time.monotonic(), time.monotonic()
-    while not ended.wait(poll_interval(time.monotonic() - start, MAX_POLL_S, shortest_s=0.1)):
-        if time.monotonic() - reported >= HEARTBEAT_S:
-            fleet.heartbeat(node_id, 1.5 * HEARTBEAT_S)
-            reported = time.monotonic()
-        fleet.pull(node_id)
-    fleet.deactivate(node_id)
+@dataclass
+class Stubs:
+    """Stub nodes in threads, which report and poll as a messenger without work, and connect anew after an error.
+
+    Attributes:
+        ended: event that ends them.
+        num_polls, num_errors: number of polls that the coordinator answered, and of errors.
+    """
+
+    ended: threading.Event = field(default_factory=threading.Event)
+    num_polls: int = 0
+    num_errors: int = 0
+
+    def run(self, keys: Path, address: str) -> None:
+        """Run one stub node until the event."""
+        certificates, key = (keys / "ca.crt").read_bytes(), (keys / "node.key").read_bytes()
+        fleet, node_id = FleetClient(address, certificates=certificates, private_key=key), 0
+        start = reported = time.monotonic()
+        while not self.ended.wait(poll_interval(time.monotonic() - start, MAX_POLL_S, shortest_s=0.1)):
+            try:
+                if not node_id:
+                    node_id, start = fleet.activate(1.5 * HEARTBEAT_S), time.monotonic()
+                if time.monotonic() - reported >= HEARTBEAT_S:
+                    fleet.heartbeat(node_id, 1.5 * HEARTBEAT_S)
+                    reported = time.monotonic()
+                fleet.pull(node_id)
+                self.num_polls += 1
+            except httpx.HTTPError:
+                self.num_errors, node_id = self.num_errors + 1, 0
 
 
-def measure_idle_coordinator(num_stubs: int, seconds: float) -> float:
-    """Return the processor time of a coordinator per second, with connected nodes that have no work."""
+def measure_idle_coordinator(num_stubs: int, seconds: float) -> tuple[float, float, int]:
+    """Return processor time per second, polls per second, and errors of a coordinator with nodes that have no work."""
     with TemporaryDirectory(prefix="fl-") as name, ExitStack() as stack:
-        folder, names, ended = Path(name), [f"n{number}" for number in range(num_stubs)], threading.Event()
+        folder, names, stubs = Path(name), [f"n{number}" for number in range(num_stubs)], Stubs()
         process, address = serve_coordinator(folder, stack, names)
-        threads = [threading.Thread(target=run_stub, args=(folder, node, address, ended)) for node in names]
+        threads = [threading.Thread(target=stubs.run, args=(folder / "keys/nodes" / node, address)) for node in names]
         for thread in threads:
             thread.start()
             time.sleep(0.05)
         time.sleep(2 * seconds)  # an idle node polls less and less often
-        before, start = processor_s(process), time.monotonic()
+        before, start, polls, errors = processor_s(process), time.monotonic(), stubs.num_polls, stubs.num_errors
         time.sleep(seconds)
-        used = (processor_s(process) - before) / (time.monotonic() - start)
-        ended.set()
+        measured_s = time.monotonic() - start
+        used, rate = (processor_s(process) - before) / measured_s, (stubs.num_polls - polls) / measured_s
+        errors = stubs.num_errors - errors
+        stubs.ended.set()
         for thread in threads:
             thread.join()
-    return used
+    return used, rate, errors
 
 
 def measure_nodes(rounds: int) -> tuple[float, float, float, float]:
@@ -199,11 +221,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _print(settings: dict[str, Any]) -> None:
     before, after_run, after, round_s = measure_nodes(settings["rounds"])
-    cores = measure_idle_coordinator(settings["stubs"], settings["seconds"])
+    cores, polls, errors = measure_idle_coordinator(settings["stubs"], settings["seconds"])
     measured = dict(zip(LIMITS, (before, after, cores, round_s), strict=True))
     rows = [[name, f"{value:.2f}", f"{LIMITS[name]:g}"] for name, value in measured.items()]
     last = ["memory of a node directly after a run, MiB", f"{after_run:.2f}", ""]
-    print_table([["cost", "measured", "limit"], *rows, last])
+    stubs = [["polls of the stub nodes per second", f"{polls:.1f}", ""], ["errors of the stub nodes", str(errors), ""]]
+    print_table([["cost", "measured", "limit"], *rows, last, *stubs])
 
 
 if __name__ == "__main__":
