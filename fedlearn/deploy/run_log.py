@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from types import FrameType
 from typing import Any
 
@@ -27,6 +26,7 @@ from fedlearn.deploy.coordinator_side.app_bundle import REQUEST_KEY, build_app_b
 from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient, RunStatus, parse_end
 from fedlearn.errors import FedlearnError
 
+MIN_PAUSE_S = 0.5  # shortest pause between two pieces that counts
 START_TIMEOUT_S = 180.0  # seconds for the coordinator to start a run; several times the duration of all imports
 SILENCE_TIMEOUT_S = 10.0  # seconds without a line after which connection and nodes are checked
 SLOW_FACTOR = 2.0  # a silence that is longer than this multiple of the usual pause is named
@@ -222,8 +222,9 @@ class Follower:
 
     @property
     def _slow_s(self) -> float:
-        """Seconds after which a pause is longer than usual."""
-        return max(SILENCE_TIMEOUT_S, SLOW_FACTOR * median(self._pauses or [0.0]))
+        """Seconds after which a pause is longer than usual. Faults lengthen some pauses, so a short one is usual."""
+        pauses = sorted(self._pauses) or [0.0]
+        return max(SILENCE_TIMEOUT_S, SLOW_FACTOR * pauses[len(pauses) // 4])
 
     def _is_check_due(self, checked_at: float) -> bool:
         """Return whether to look for the cause of a silence: at intervals, and when it gets longer than usual."""
@@ -252,7 +253,8 @@ class Follower:
         for line in lines:
             if FLOWER_LOG_LINE.match(line):
                 continue
-            self._pauses.append(time.monotonic() - self._reported_at)
+            if (pause_s := time.monotonic() - self._reported_at) > MIN_PAUSE_S:  # several lines may come at once
+                self._pauses.append(pause_s)
             self._reported_at = time.monotonic()
             match = FOLDER_LINE.match(line)
             self.folder = plain_line(match[1], max_length=1000) if match else self.folder

@@ -79,7 +79,7 @@ def test_a_silence_is_named_as_soon_as_it_is_longer_than_usual(tmp_path, monkeyp
     monkeypatch.setattr(run_log.time, "monotonic", lambda: now[0])
     follower = run_log.Follower("coordinator:8000", tmp_path, 1.0)
     follower._reported_at = checked_at = now[0]
-    follower._pauses.extend([usual_s] * 5)
+    follower._pauses.extend([usual_s] * 5 + [usual_s + 15.0] * 10)  # most rounds had a fault
     while now[0] < 1200.0:
         now[0] += 0.3
         if follower._is_check_due(checked_at):
