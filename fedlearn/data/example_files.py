@@ -34,7 +34,7 @@ from fedlearn.data.prompt_inputs import PromptInputs
 from fedlearn.data.tables import Table, check_header, is_table, read_table
 from fedlearn.data.text_files import read_text_batches
 from fedlearn.data.token_files import Sentence, read_sentences
-from fedlearn.data.token_inputs import TokenInputs
+from fedlearn.data.token_inputs import SubwordTokenInputs, TokenInputs
 from fedlearn.errors import DataError
 
 T = TypeVar("T")
@@ -89,7 +89,7 @@ def read_batches(
         for files in batched(_images(path), batch_size):
             pixels = read_image_files(files, inputs)
             yield InputBatch(x=inputs.normalize(pixels), files=tuple(file.name for file in files))
-    elif isinstance(inputs, TokenInputs):
+    elif isinstance(inputs, TokenInputs | SubwordTokenInputs):
         for sentences in batched(read_sentences(path, has_tags=False), batch_size):
             x = inputs.transform([sentence.tokens for sentence in sentences])
             yield InputBatch(x=x, sentences=tuple(sentences))

@@ -23,7 +23,7 @@ from fedlearn.data.prompt_inputs import PromptInputs
 from fedlearn.data.subword_tokenizer import SubwordTokenizer
 from fedlearn.data.tables import Table, missing_column
 from fedlearn.data.text_tokenizers import CharacterEncoding, HashingTokenizer, WordPieceTokenizer
-from fedlearn.data.token_inputs import TokenInputs
+from fedlearn.data.token_inputs import SubwordTokenInputs, TokenInputs
 from fedlearn.errors import DataError, is_count, is_number
 
 MAX_AXIS = 2**24  # largest size of an axis of an input
@@ -322,6 +322,7 @@ Inputs = (
     | TextInputs
     | TextColumnInputs
     | TokenInputs
+    | SubwordTokenInputs
     | CharacterInputs
     | ArrayInputs
     | PromptInputs

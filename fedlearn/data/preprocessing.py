@@ -34,7 +34,7 @@ from fedlearn.data.inputs import (
 from fedlearn.data.prompt_inputs import PromptInputs
 from fedlearn.data.subword_tokenizer import SubwordTokenizer
 from fedlearn.data.text_tokenizers import CharacterEncoding, HashingTokenizer, WordPieceTokenizer
-from fedlearn.data.token_inputs import TokenInputs
+from fedlearn.data.token_inputs import SubwordTokenInputs, TokenInputs
 from fedlearn.errors import DataError, is_number
 
 FORMAT = 1
@@ -173,6 +173,7 @@ _KINDS: Mapping[str, type[Any]] = {
             TextInputs,
             TextColumnInputs,
             TokenInputs,
+            SubwordTokenInputs,
             CharacterInputs,
             ArrayInputs,
             PromptInputs,

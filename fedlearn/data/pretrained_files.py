@@ -67,7 +67,7 @@ class PretrainedFiles:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """Content of ``config.json``."""
+        """Content of the file ``config.json``."""
         return read_json(self.folder / CONFIG)
 
 
@@ -121,11 +121,10 @@ def _from_hub(name: str, revision: str | None) -> Path:
         folder = snapshot_download(name, cache_dir=cache_folder() / "huggingface", **options)
     except Exception as error:  # the library raises errors of several packages
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(
-            f"model.path is {name}: no folder of this machine, and {server} does not give it ({reason[:200]})\n"
-            f"  expected  a folder with config.json and model.safetensors, or a name on the Hub\n"
-            f"  advice    copy the folder of the model to this machine, and set model.path to it"
-        ) from error
+        problem = f"model.path is {name}: no folder of this machine, and {server} does not give it ({reason[:200]})"
+        expected = "a folder with config.json and model.safetensors, or a name on the Hub"
+        fix = "copy the folder of the model to this machine, and set model.path to it"
+        raise DataError(f"{problem}\n  expected  {expected}\n  advice    {fix}") from error
     return Path(folder)
 
 

@@ -68,7 +68,7 @@ class PromptInputs:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns."""
+        """Names of the columns in use."""
         return tuple(filter(None, (self.text, self.prompt, self.context, self.response, self.messages)))
 
     @property

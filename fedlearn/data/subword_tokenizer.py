@@ -49,6 +49,10 @@ class SubwordTokenizer:
         """
         return self.inputs_of([encoding.ids for encoding in self.encodings(texts)])
 
+    def encode_tokens(self, tokens: Sequence[str]) -> Any:
+        """Return the encoding of a sentence that is divided into tokens, cut to ``length``."""
+        return _tokenizer(self.tokenizer_json, self.length).encode(list(tokens), is_pretokenized=True)
+
     def ids(self, text: str) -> list[int]:
         """Return the token numbers of a text, without special tokens at its ends and without a cut."""
         return list(_tokenizer(self.tokenizer_json, None).encode(text, add_special_tokens=False).ids) if text else []

@@ -33,7 +33,7 @@ from fedlearn.data.inputs import (
 from fedlearn.data.preprocessing import Preprocessing, Target
 from fedlearn.data.prompt_inputs import PromptInputs
 from fedlearn.data.tables import table_from_columns
-from fedlearn.data.token_inputs import TokenInputs, are_sentences, without_padding
+from fedlearn.data.token_inputs import SubwordTokenInputs, TokenInputs, are_sentences, without_padding
 from fedlearn.errors import DataError, FedlearnError, is_count, is_number, require
 from fedlearn.loop.protocols import Trainer
 from fedlearn.loop.wrappers import TrainerWrapper
@@ -167,7 +167,7 @@ class TrainedModel:
             FedlearnError: an example is not valid, or the framework of the model is not installed.
         """
         check_threshold(self.target, threshold)
-        if isinstance(self.inputs, TokenInputs):
+        if isinstance(self.inputs, TokenInputs | SubwordTokenInputs):
             return np.concatenate([self.tags(batch) for batch in self.batches(data, **options)])
         return self.labels(self.outputs(data, **options), threshold)
 
@@ -238,7 +238,7 @@ class TrainedModel:
             return inputs.transform(data)
         if isinstance(inputs, TextInputs) and _are_texts(data):
             return inputs.transform(data)
-        if isinstance(inputs, TokenInputs) and are_sentences(data):
+        if isinstance(inputs, TokenInputs | SubwordTokenInputs) and are_sentences(data):
             return inputs.transform(data)
         if not isinstance(data, np.ndarray):
             expected = {

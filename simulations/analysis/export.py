@@ -39,9 +39,9 @@ def export(
         folder: folder of the run.
         format: ``safetensors`` (default) writes named arrays in the orientation of torch, with metadata of the run.
             ``torch`` writes a state dict, to be loaded with ``weights_only=True``. ``onnx`` writes the whole network,
-            with the preprocessing of a table. ``adapter`` writes the adapters and the head of a pretrained model as a
-            folder of peft, and ``merged`` the whole model as a folder of transformers. All but the first need a torch
-            version of the network, also for runs in JAX.
+            with the preprocessing of a table. ``adapter`` writes a folder of peft with adapters and head of a
+            pretrained model. ``merged`` writes the whole model as a folder of transformers. All but the first need a
+            torch version of the network, also for runs in JAX.
         out: path of the file or folder; None writes ``model`` with the suffix of the format, or a folder with the name
             of the format, into the run folder.
         checkpoint: ``last`` (default), ``best`` or the number of a round.

@@ -63,7 +63,7 @@ def text(
     device: str = "cpu",
     deployed: bool = False,
 ) -> Scenario:
-    """Fine-tune a pretrained model on the user's texts: CSV, TSV, Parquet or JSON Lines, or a data set of the Hub.
+    """Train a pretrained model on texts of the user: CSV, TSV, Parquet or JSON Lines, or a data set of the Hub.
 
     Names of files and folders, or the column ``client``, determine the clients as in the scenario `folder`. Columns
     that no setting names are guessed from usual names, and the header shows them. A real node guesses nothing.

@@ -24,13 +24,16 @@ from fedlearn.data.partition import Natural, Partition, partition_rows
 from fedlearn.data.preprocessing import Preprocessing, Target
 from fedlearn.data.row_splits import SplitSettings, split_contents
 from fedlearn.data.split_names import TEST, VALIDATION
+from fedlearn.data.subword_tokenizer import load_tokenizer
 from fedlearn.data.table_places import table_places
 from fedlearn.data.tables import Table
 from fedlearn.data.token_files import Sentence, is_token_file, read_sentences
-from fedlearn.data.token_inputs import TokenInputs
+from fedlearn.data.token_inputs import SubwordTokenInputs, TokenInputs, are_tokens
 from fedlearn.errors import DataError, require
 from fedlearn.loop.scenario import Network, Scenario
+from fedlearn.trainers.pretrained import PretrainedModel, build_pretrained
 from simulations.models.text import build_tagger
+from simulations.scenarios.folder_texts import network_for
 
 TASK = "token_classification"
 MAX_TAGS = 1000  # more tags are a column of another kind, e.g. lemmas
@@ -88,7 +91,7 @@ def token_folder(
     """
     for name, value in settings.columns.items():
         require(not value, name, value, "null, because the columns of CoNLL files have no names", f"{name}=null")
-    inputs = TokenInputs(length=settings.length)
+    inputs = _inputs(model, settings.length)
     files = _files(path)
     sentences_by_file = [list(read_sentences(file)) for file in files]
     tags = _tags(sentences_by_file, settings)
@@ -98,21 +101,26 @@ def token_folder(
     y_NT = np.concatenate(
         [_targets(file, part, tags, inputs.length) for file, part in zip(files, sentences_by_file, strict=True)]
     )
+    y_NT[~are_tokens(x_NT)] = PADDING  # tokens after the cut
     strata_N = np.zeros(len(sentences), np.int64)
     names, rows = _rows(contents, settings.clients, partition, strata_N, seed)
     options: dict[str, Any] = {"names": names, "test_share": partition.held_out_share, "seed": seed}
     parts = split_contents(contents, rows, strata_N, settings.split, **options)
     metrics = [entity_f1(tags)] if settings.has_all_clients and has_entities(tags) else []
-    notes = (*contents.notes, *parts.notes, *_cut_note(sentences, inputs.length))
+    num_cut = sum(len(s.tokens) for s in sentences) - int(are_tokens(x_NT).sum())
+    notes = (*contents.notes, *parts.notes, *_cut_note(sentences, num_cut, inputs))
     data = replace(
         from_rows(x_NT, y_NT, train=parts.train, test=parts.test, task=TASK, metrics=metrics),
         num_classes=len(tags),
         names=dict(enumerate(names)),
-        source=" · ".join((path.name, *notes, f"first {inputs.length} tokens of a sentence, hashed")),
+        source=" · ".join((path.name, *notes)),
     )
     data = data.hold_out(parts.held_out_clients) if settings.has_all_clients else data
-    sizes = {"vocab_size": inputs.vocab_size, "length": inputs.length}
-    trainer, line = build_tagger(model, data, **sizes, framework=framework, device=device)
+    build: dict[str, Any] = {"length": inputs.length, "framework": framework, "device": device}
+    if isinstance(inputs, TokenInputs):
+        trainer, line = build_tagger(model, data, vocab_size=inputs.vocab_size, **build)
+    else:
+        trainer, line = build_pretrained(model, data, **build)
     return Scenario(
         name="folder",
         data=data,
@@ -120,8 +128,14 @@ def token_folder(
         model=line,
         partition=str(partition),
         preprocessing=Preprocessing(inputs=inputs, target=_target(tags)),
-        network=_network(inputs),
+        network=_network(inputs) if isinstance(inputs, TokenInputs) else network_for(inputs, model),
     )
+
+
+def _inputs(model: Any, length: int) -> TokenInputs | SubwordTokenInputs:
+    if isinstance(model, PretrainedModel):
+        return SubwordTokenInputs(tokenizer=load_tokenizer(model.find().folder, length=length))
+    return TokenInputs(length=length)
 
 
 def _target(tags: Any) -> Target:
@@ -219,6 +233,10 @@ def _rows(
     return names, [np.flatnonzero(natural_N == number) for number in range(len(names))]
 
 
-def _cut_note(sentences: Sequence[Sentence], length: int) -> tuple[str, ...]:
-    too_long = sum(len(sentence.tokens) > length for sentence in sentences)
-    return (f"{too_long} of {len(sentences)} sentences are cut to {length} tokens",) if too_long else ()
+def _cut_note(sentences: Sequence[Sentence], num_cut: int, inputs: TokenInputs | SubwordTokenInputs) -> tuple[str, ...]:
+    if isinstance(inputs, SubwordTokenInputs):
+        cut = (f"{num_cut} tokens after the cut have no tag",) if num_cut else ()
+        return (*cut, f"first {inputs.length} subwords of a sentence")
+    too_long = sum(len(sentence.tokens) > inputs.length for sentence in sentences)
+    cut = (f"{too_long} of {len(sentences)} sentences are cut to {inputs.length} tokens",) if too_long else ()
+    return (*cut, f"first {inputs.length} tokens of a sentence, hashed")

@@ -14,6 +14,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 QUICK = ("quickstart", "resume")
 NEEDS = {
     "equinox_model": "equinox",
+    "fine_tune": "peft",
     "huggingface": "transformers",
     "track_mlflow": "mlflow",
     "track_tensorboard": "tensorboardX",

@@ -132,6 +132,7 @@ def test_scores_of_texts_are_the_losses_of_transformers(gpt2):
     assert text == "the film w1 great"  # the loss counts the response alone
 
 
+@pytest.mark.slow
 def test_each_response_of_a_chat_counts_and_the_template_is_that_of_the_model(tmp_path):
     folder = tiny_models.decoder(tmp_path / "llama", "llama", chat_template=tiny_models.CHAT_TEMPLATE)
     chat = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "good"}]
@@ -147,7 +148,11 @@ def test_each_response_of_a_chat_counts_and_the_template_is_that_of_the_model(tm
 
 @pytest.mark.parametrize(
     "settings",
-    [{"micro_batch_size": 1}, {"precision": "bfloat16"}, {}],
+    [
+        {"micro_batch_size": 1},
+        pytest.param({"precision": "bfloat16"}, marks=pytest.mark.slow),
+        pytest.param({}, marks=pytest.mark.slow),
+    ],
     ids=["accumulated", "bfloat16", "checkpointed"],
 )
 def test_savings_of_memory_do_not_change_the_update(gpt2, settings):
@@ -182,6 +187,7 @@ def test_an_exported_adapter_and_a_merged_model_have_equal_logits(bert, tmp_path
     assert not any("lora" in name for name in merged.state_dict())
 
 
+@pytest.mark.slow
 def test_generation_repeats_and_continues_a_prompt(gpt2):
     trainer, _ = build_pretrained(
         PretrainedModel(path=str(gpt2)),
@@ -271,6 +277,7 @@ def test_a_padding_token_that_is_also_the_end_token_stays_a_token_of_the_text(gp
     assert (x[LABELS][0][length:] == IGNORED).all()
 
 
+@pytest.mark.slow
 def test_the_public_way_from_python_needs_ten_lines(bert, tmp_path):
     (tmp_path / "north.csv").write_text("review,label\n" + "w1 good film,pos\nw2 bad film,neg\n" * 8)
     (tmp_path / "south.csv").write_text("review,label\n" + "w3 great,pos\nboring w4,neg\n" * 8)

@@ -1,8 +1,12 @@
 """Define the task ``causal_lm``: predict the next token at each position of a text.
 
-A network for this task returns three numbers per text: the total negative log-likelihood of the counted tokens, the
-number of counted tokens that it predicts correctly, and the number of counted tokens. So an evaluation needs three
-numbers per text, and never holds the logits of all texts. The targets of an example are the number of counted tokens.
+A network for this task returns three numbers per text:
+
+- the total negative log-likelihood of the counted tokens
+- the number of counted tokens that it predicts correctly
+- the number of counted tokens
+
+So an evaluation never holds the logits of all texts. The target of an example is its number of counted tokens.
 
 Shapes: N texts.
 """

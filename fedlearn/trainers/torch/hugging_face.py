@@ -279,7 +279,7 @@ def _padding(config: Any) -> int:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Switch off the messages and the progress bars of transformers."""
+    """Suppress the messages and the progress bars of transformers."""
     from transformers.utils import logging
 
     level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -80,11 +80,11 @@ def merge(module: nn.Module) -> nn.Module:
         raise MissingExtra("format=merged", "hf") from error
     for name, part in list(module.named_modules()):
         if isinstance(part, LoraLayer):
-            part.merge()  # type: ignore[operator]
+            part.merge()
             parent, _, last = name.rpartition(".")
             setattr(module.get_submodule(parent), last, part.get_base_layer())
     if hasattr(module, "peft_config"):
         del module.peft_config
     if getattr(module, "_hf_peft_config_loaded", False):
-        module._hf_peft_config_loaded = False
+        setattr(module, "_hf_peft_config_loaded", False)  # noqa: B010 - a field of transformers that types do not know
     return module
