@@ -27,7 +27,7 @@ from fedlearn.core.records import (
     Updates,
 )
 from fedlearn.core.threads import available_cores
-from fedlearn.engines.block_training import Block, BlockTrainer
+from fedlearn.engines.block_training import Block, BlockTrainer, block_slices
 from fedlearn.engines.process_pool import ProcessPool
 from fedlearn.errors import is_count, require
 from fedlearn.loop.base_engine import BaseEngine, engine_builder
@@ -99,7 +99,7 @@ class InProcessEngine(BaseEngine):
         """Train clients with one request, or with one request each. Store their new states."""
         num_examples = round(len(clients) * self._mean_size) if self.pool else 0
         pool = self.pool if len(clients) > 1 and self.pool and self.pool.supports(requests[0], num_examples) else None
-        parts = pool.parts(len(clients)) if pool else block_slices(len(clients), self.block_size)
+        parts = pool.parts(len(clients)) if pool else block_slices(len(clients), -(-len(clients) // self.block_size))
         blocks = [self._block(clients[part], requests[part] if is_mixed else requests, is_mixed) for part in parts]
         in_turn = (self._blocks.train(strategy, block) for block in blocks)
         for result in pool.train(strategy, blocks) if pool else chain.from_iterable(in_turn):
@@ -173,11 +173,6 @@ class InProcessEngine(BaseEngine):
         if states:
             for k, client in enumerate(updates.clients_K.tolist()):
                 self.client_states[client] = {name: rows_KD[k].copy() for name, rows_KD in states.items()}
-
-
-def block_slices(num_clients: int, size: int) -> list[slice]:
-    """Return the slices of blocks with at most ``size`` clients. All but the last have this size."""
-    return [slice(start, min(start + size, num_clients)) for start in range(0, num_clients, size)]
 
 
 def split_into_blocks(cohort: Sequence[ClientId], size: int) -> Iterator[Sequence[ClientId]]:

@@ -10,6 +10,9 @@ import traceback
 from bdb import BdbQuit
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
 
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.core.federated_data import FederatedData
@@ -130,6 +133,12 @@ def _log_single_training(num_clients: int, error: Exception) -> None:
         type(error).__name__,
         reason,
     )
+
+
+def block_slices(num_clients: int, number: int) -> list[slice]:
+    """Divide clients into a number of blocks whose sizes differ by one client at most."""
+    ends = np.linspace(0, num_clients, min(number, num_clients) + 1).round().astype(int).tolist()
+    return [slice(start, end) for start, end in pairwise(ends)]
 
 
 def failure(client: ClientId, stage: FailureStage, error: Exception) -> Failure:

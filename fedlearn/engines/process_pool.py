@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from fedlearn.algorithm.local_rule import LocalRule
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.records import Array, ClientWork, Failure, Request, Updates
-from fedlearn.engines.block_training import Block, BlockTrainer
+from fedlearn.engines.block_training import Block, BlockTrainer, block_slices
 from fedlearn.engines.process_team import ProcessDied, ProcessTeam
 from fedlearn.loop.protocols import Trainer
 from fedlearn.loop.wrappers import TrainerWrapper
@@ -72,7 +71,7 @@ class ProcessPool(TrainerWrapper):
         self._team: ProcessTeam | None = None
 
     def is_worthwhile(self, num_examples: int) -> bool:
-        """Return True if work on so many examples takes longer than communication with the processes."""
+        """Return True if processes train this number of examples faster than this process."""
         return not self.auto or num_examples * self.layout.num_parameters > MIN_PARALLEL_WORK
 
     def supports(self, request: Request, num_examples: int) -> bool:
@@ -96,8 +95,7 @@ class ProcessPool(TrainerWrapper):
         largest = max(1, MAX_BLOCK_BYTES // (4 * num_parameters))
         largest = min(largest, self.block_size or largest)
         number = self.num_processes * max(most, -(-num_clients // (largest * self.num_processes)))
-        ends = np.linspace(0, num_clients, min(number, num_clients) + 1).round().astype(int).tolist()
-        return [slice(start, end) for start, end in pairwise(ends)]
+        return block_slices(num_clients, number)
 
     def train(self, strategy: Strategy, blocks: Sequence[Block]) -> Iterator[Updates | Failure]:
         """Yield the results of blocks with one request or with mixed rounds, in order of the blocks."""

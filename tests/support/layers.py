@@ -45,6 +45,7 @@ TABLE = {
     "tests/loop/test_virtual_clock": "unit",
     "tests/engines/test_flower_engine": "process",
     "tests/engines/test_ray_engine": "process",
+    "tests/engines/test_streaming": "process",
     "tests/flower": "framework",
     "tests/flower/test_flower_from_the_command_line": "cli",
     "tests/protocol/test_secagg_exchange": "unit",

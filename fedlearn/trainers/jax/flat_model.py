@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import lax
 
 from fedlearn.core.layout import Layout
 from fedlearn.core.records import Array
@@ -129,7 +130,11 @@ class FlatModel:
             for places, values in zip(self._places, (params, stats), strict=True)
             for path, leaf in flatten_dict(values).items()
         }
-        return jnp.concatenate([leaves[leaf.name].ravel() for leaf in self.layout.leaves])
+        vector_D = jnp.zeros(self.layout.num_parameters, jnp.result_type(*leaves.values()))
+        for leaf in self.layout.leaves:  # XLA copies leaves in place, but joins them number by number
+            start = (self.layout.slices[leaf.name].start,)
+            vector_D = lax.dynamic_update_slice(vector_D, leaves[leaf.name].ravel(), start)
+        return vector_D
 
 
 def _call_with_real_rows(real_B: jax.Array, call: Any, args: Any, kwargs: Any, context: Any) -> Any:

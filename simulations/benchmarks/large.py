@@ -1,0 +1,152 @@
+"""``python -m simulations.benchmarks.large``: measure a mean over large models against a plain loop on one core.
+
+Shapes: K clients, D parameters.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+import strategies
+from fedlearn import FederatedData, LocalSettings, Schedule, federate, from_arrays, start, vector
+from fedlearn.callbacks.tables import print_table
+from fedlearn.core.command_line import DONE, command_parser, run_command
+from fedlearn.runner.environment import set_environment
+
+INPUTS, CLASSES, BATCH, STEPS = 1000, 1000, 20, 2
+TICKS = 100  # ticks of processor time per second in /proc
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command, and return the exit code."""
+    about = "Measure rounds of a mean over large models, in turns with a plain loop of torch on one core."
+    parser = command_parser("simulations.benchmarks.large", about)
+    parser.add_argument("--framework", default="torch", choices=("torch", "jax"), help="framework (default torch)")
+    parser.add_argument("--width", type=int, default=4096, help="hidden units: 4096 for 25 M parameters, 8950 for 98 M")
+    parser.add_argument("--clients", type=int, default=8, help="clients per round (default 8)")
+    parser.add_argument("--repeat", type=int, default=3, help="rounds of each (default 3)")
+    return run_command(parser, measure, argv)
+
+
+def measure(*, framework: str, width: int, clients: int, repeat: int) -> int:
+    """Print a row for each program, and return the exit code."""
+    set_environment(framework)
+    data = _data(clients)
+    programs = {"fedlearn": _fedlearn(framework, width, data), "loop": _loop(width, data)}
+    times: dict[str, list[tuple[float, list[float]]]] = {name: [] for name in programs}
+    for _ in range(repeat + 1):  # the first round starts processes and compiles programs
+        for name, run in programs.items():
+            times[name].append(_timed(run))
+    rows = [[name, *_summary(taken[1:])] for name, taken in times.items()]
+    walls = {name: median(wall for wall, _ in taken[1:]) for name, taken in times.items()}
+    busiest = {name: median(max(seconds) for _, seconds in taken[1:]) for name, taken in times.items()}
+    ratios = [f"{each['fedlearn'] / each['loop']:.2f}" for each in (walls, busiest)]
+    header = ["program", "wall", "busiest process", "processor"]
+    print_table([header, *rows, ["ratio", *ratios, ""]])
+    return DONE
+
+
+def _summary(taken: Sequence[tuple[float, list[float]]]) -> list[str]:
+    wall = median(seconds for seconds, _ in taken)
+    busiest, total = (median(of(seconds) for _, seconds in taken) for of in (max, sum))
+    return [f"{wall:.2f} s", f"{busiest:.2f} s", f"{total:.2f} s"]
+
+
+def _timed(run: Callable[[], object]) -> tuple[float, list[float]]:
+    """Return the time of a call on the clock, and the processor time of this process and of its children."""
+    before, begin = _processor_seconds(), time.perf_counter()
+    run()
+    wall, after = time.perf_counter() - begin, _processor_seconds()
+    return wall, [seconds - before.get(process, 0.0) for process, seconds in after.items()]
+
+
+def _processor_seconds() -> dict[str, float]:
+    """Return the processor time of this process and of its children, by process id."""
+    children = [line for file in Path("/proc/self/task").glob("*/children") for line in file.read_text().split()]
+    seconds = {}
+    for process in ("self", *children):
+        fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+        seconds[process] = (int(fields[11]) + int(fields[12])) / TICKS
+    return seconds
+
+
+def _data(num_clients: int) -> FederatedData:
+    rng, num_examples = np.random.default_rng(0), num_clients * BATCH * STEPS
+    x = rng.standard_normal((num_examples, INPUTS), dtype=np.float32)
+    assignment = np.repeat(np.arange(num_clients), BATCH * STEPS)
+    return from_arrays(x, rng.integers(0, CLASSES, num_examples), assignment=assignment, task="multiclass")
+
+
+def _fedlearn(framework: str, width: int, data: FederatedData) -> Callable[[], object]:
+    trainer = _torch_trainer(width) if framework == "torch" else _jax_trainer(width)
+    engine, strategy = vector(data, trainer), strategies.fedavg()
+    state = start(strategy, trainer.init(1), engine, seed=1)
+    local = LocalSettings(batch_size=BATCH, steps=STEPS, learning_rate=0.01)
+    rounds = federate(strategy, engine, state, schedule=Schedule(rounds=10**6), local=local)
+    return lambda: next(rounds)
+
+
+def _torch_network(width: int) -> Any:
+    from torch import nn
+
+    hidden = (nn.Linear(INPUTS, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+    return nn.Sequential(*hidden, nn.Linear(width, CLASSES))
+
+
+def _torch_trainer(width: int) -> Any:
+    from fedlearn.trainers.torch import TorchTrainer
+
+    return TorchTrainer(_torch_network(width), task="multiclass")
+
+
+def _jax_trainer(width: int) -> Any:
+    from flax import linen as nn
+
+    from fedlearn.trainers.jax import JaxTrainer
+
+    layers: list[Any] = [nn.Dense(width), nn.relu, nn.Dense(width), nn.relu, nn.Dense(CLASSES)]
+    return JaxTrainer(nn.Sequential(layers), task="multiclass", input_shape=(INPUTS,))
+
+
+def _loop(width: int, data: FederatedData) -> Callable[[], None]:
+    """Return a round of federated averaging as a plain loop of torch, with one thread."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    torch.set_num_threads(1)
+    network = _torch_network(width)
+    weights = list(network.parameters())
+
+    def batches() -> Iterator[list[tuple[Any, Any]]]:
+        for client in data.clients:
+            examples = data.train(client)
+            order = torch.randperm(len(examples)).split(BATCH)[:STEPS]
+            yield [(torch.from_numpy(examples.x)[rows], torch.from_numpy(examples.y)[rows].long()) for rows in order]
+
+    def run() -> None:
+        with torch.no_grad():
+            model, total = [w.clone() for w in weights], [torch.zeros_like(w) for w in weights]
+        for client_batches in batches():
+            with torch.no_grad():
+                torch._foreach_copy_(weights, model)
+            for x_B, y_B in client_batches:
+                gradients = torch.autograd.grad(cross_entropy(network(x_B), y_B), weights)
+                with torch.no_grad():
+                    torch._foreach_add_(weights, gradients, alpha=-0.01)
+            with torch.no_grad():
+                torch._foreach_add_(total, weights, alpha=1 / len(data.clients))
+        with torch.no_grad():
+            torch._foreach_copy_(weights, total)
+
+    return run
+
+
+if __name__ == "__main__":
+    sys.exit(main())
