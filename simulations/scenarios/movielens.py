@@ -5,9 +5,10 @@ Shapes: R ratings, M items.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from os import PathLike
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -100,13 +101,43 @@ def movielens(
 def leave_one_out(
     user_R: np.ndarray, item_R: np.ndarray, time_R: np.ndarray, *, num_negatives: int, seed: int
 ) -> FederatedData:
-    """Build one client per user, and hold out each user's last film together with 99 unseen films.
+    """Build one client per user, and hold out each user's last film together with 99 unseen films."""
+    train, test = [], []
+    for user in held_out_films(user_R, item_R, time_R, seed=seed):
+        negatives = user.rng.choice(user.rest, num_negatives * len(user.history)) if len(user.rest) else user.rest
+        train.append(label_items(user.history, negatives))
+        test.append(label_items(user.wanted, user.others))
+    return FederatedData(
+        task="ranking", clients=range(len(train)), train=train.__getitem__, test=test.__getitem__, num_classes=2
+    )
+
+
+class UserFilms(NamedTuple):
+    """Hold the films of a user.
+
+    Attributes:
+        history: films in the order of time, without the held-out film.
+        wanted: the held-out film; empty if there is none.
+        others: unseen films that are ranked together with the held-out film.
+        rest: all other unseen films.
+        rng: generator of the user, for further draws.
+    """
+
+    history: np.ndarray
+    wanted: np.ndarray
+    others: np.ndarray
+    rest: np.ndarray
+    rng: np.random.Generator
+
+
+def held_out_films(user_R: np.ndarray, item_R: np.ndarray, time_R: np.ndarray, *, seed: int) -> Iterator[UserFilms]:
+    """Yield the films of each user, with the last one held out together with 99 unseen films.
 
     A user holds out no film if the user has seen only one, or if fewer than 100 are unseen.
 
     Reference: He et al., *Neural Collaborative Filtering*, WWW 2017, arXiv:1708.05031, section 4.1.
     """
-    num_items, train, test = int(item_R.max()) + 1, [], []
+    num_items = int(item_R.max()) + 1
     # break ties of equal seconds at random: item numbers would favour rarely seen films
     tie_break_M = generator(seed, Purpose.SPLIT).permutation(num_items)
     by_time_R = np.lexsort((tie_break_M[item_R], time_R, user_R))
@@ -117,10 +148,5 @@ def leave_one_out(
         unseen = np.setdiff1d(np.arange(num_items), seen)
         held_out = len(seen) > 1 and len(unseen) > NUM_TEST_NEGATIVES
         others = rng.choice(unseen, NUM_TEST_NEGATIVES, replace=False) if held_out else unseen[:0]
-        liked, rest = (seen[:-1], np.setdiff1d(unseen, others)) if held_out else (seen, unseen)
-        negatives = rng.choice(rest, num_negatives * len(liked)) if len(rest) else rest
-        train.append(label_items(liked, negatives))
-        test.append(label_items(seen[len(liked) :], others))
-    return FederatedData(
-        task="ranking", clients=range(len(train)), train=train.__getitem__, test=test.__getitem__, num_classes=2
-    )
+        history, rest = (seen[:-1], np.setdiff1d(unseen, others)) if held_out else (seen, unseen)
+        yield UserFilms(history, seen[len(history) :], others, rest, rng)

@@ -47,7 +47,7 @@ def build_trainer(
     most = loaded.config.num_positions
     expected = f"at most {most}, the number of positions of the model"
     require(length <= most, "length", length, expected, f"length={most}")
-    network = HuggingFaceNetwork(loaded, task)
+    network = HuggingFaceNetwork(loaded, OUTPUTS.get(task, _logits))
     return HuggingFaceTrainer(network, task=data.task, initial=loaded.initial, device=device)
 
 
@@ -55,15 +55,15 @@ class HuggingFaceNetwork:
     """Run a model of transformers, and return the outputs of a task.
 
     Args:
-        model: the model.
-        task: name of the task.
+        model: the model. It reads the fields ``input_ids`` and ``attention_mask``.
+        outputs: function from the logits and all inputs to the outputs.
     """
 
     is_flax, draws_weights = False, False
 
-    def __init__(self, model: TransformerModel, task: str) -> None:
+    def __init__(self, model: TransformerModel, outputs: Outputs) -> None:
         self.model, self.jit = model, model.jit
-        self.weights, self._outputs = model.weights, OUTPUTS.get(task, _logits)
+        self.weights, self._outputs = model.weights, outputs
         self.init, self.written, self.built = model.init, model.written, model.built
 
     @property
@@ -121,10 +121,9 @@ def _of_words(logits_BTC: jax.Array, x: Mapping[str, jax.Array]) -> jax.Array:
     return jnp.take_along_axis(logits_BTC, places_BW[:, :, None], axis=1)
 
 
-def _scores(logits_BTV: jax.Array, x: Mapping[str, jax.Array]) -> jax.Array:
+def score_tokens(logits_BTV: jax.Array, x: Mapping[str, jax.Array]) -> jax.Array:
     """Return the three outputs of each text, ``(B, 3)``; see `fedlearn.core.tasks.language`."""
-    logits_BTV = logits_BTV[:, :-1].astype(jnp.float32)
-    next_BT = x[LABELS][:, 1:].astype(jnp.int32)
+    logits_BTV, next_BT = logits_BTV[:, :-1].astype(jnp.float32), x[LABELS][:, 1:].astype(jnp.int32)
     is_counted_BT = next_BT != IGNORED
     nll_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, jnp.where(is_counted_BT, next_BT, 0))
     is_correct_BT = (jnp.argmax(logits_BTV, axis=-1) == next_BT) & is_counted_BT
@@ -132,4 +131,4 @@ def _scores(logits_BTV: jax.Array, x: Mapping[str, jax.Array]) -> jax.Array:
     return jnp.stack([column.sum(axis=1).astype(jnp.float32) for column in columns], axis=1)
 
 
-OUTPUTS: Mapping[str, Outputs] = {"binary": _difference, TOKENS: _of_words, CAUSAL: _scores}
+OUTPUTS: Mapping[str, Outputs] = {"binary": _difference, TOKENS: _of_words, CAUSAL: score_tokens}

@@ -222,12 +222,33 @@ def classify_tokens(module: nn.Module, x_B: Mapping[str, torch.Tensor]) -> torch
 
 def score_texts(module: nn.Module, x_B: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Return the three outputs of each text, ``(B, 3)``; see `fedlearn.core.tasks.language`."""
-    logits_BTV = module(input_ids=x_B[IDS], attention_mask=x_B[MASK], use_cache=False).logits[:, :-1]
-    next_BT = x_B[LABELS][:, 1:].long()
+    logits_BTV = module(input_ids=x_B[IDS], attention_mask=x_B[MASK], use_cache=False).logits
+    return score_tokens(logits_BTV, x_B[LABELS])
+
+
+def score_tokens(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+    """Return the three outputs of each text, ``(B, 3)``, from the logits and the labels of its tokens."""
+    logits_BTV, next_BT = logits_BTV[:, :-1], labels_BT[:, 1:].long()
     counted_BT = next_BT != IGNORED
     nll_BT = F.cross_entropy(logits_BTV.transpose(1, 2).float(), next_BT, ignore_index=IGNORED, reduction="none")
     is_correct_BT = (logits_BTV.detach().argmax(dim=2) == next_BT) & counted_BT
     return torch.stack([nll_BT.sum(1), is_correct_BT.sum(1).float(), counted_BT.sum(1).float()], dim=1)
+
+
+def build_decoder(values: Mapping[str, Any]) -> nn.Module:
+    """Return a decoder without trained weights from the values of a ``config.json``.
+
+    Raises:
+        MissingExtra: transformers is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingExtra("a decoder with framework=torch", "hf") from error
+    with _quiet(transformers), torch.random.fork_rng(devices=[]):
+        config = transformers.AutoConfig.for_model(**values)
+        module: nn.Module = transformers.AutoModelForCausalLM.from_config(config)
+    return module
 
 
 _FORWARDS = {"binary": classify_two, TOKENS: classify_tokens, CAUSAL: score_texts}

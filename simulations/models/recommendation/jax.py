@@ -7,9 +7,17 @@ Shapes: B batch, F factors, H hidden.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from fedlearn.data.subword_tokenizer import MASK
+from fedlearn.trainers.jax.hugging_face import HuggingFaceNetwork, score_tokens
+from fedlearn.trainers.jax.pretrained import TransformerModel
+from fedlearn.trainers.pretrained import CAUSAL
 
 Module = nn.Module
 zeros = nn.initializers.zeros
@@ -75,3 +83,18 @@ def mf(num_items: int, num_factors: int, global_mean: float) -> nn.Module:
 def ncf(num_items: int, num_factors: int, global_mean: float) -> nn.Module:
     """Return a model of neural collaborative filtering."""
     return NeuralCollaborativeFiltering(num_items, num_factors, global_mean)
+
+
+def build_decoder(values: Mapping[str, Any]) -> HuggingFaceNetwork:
+    """Return a decoder without trained weights from the values of a ``config.json``. It scores films."""
+    return HuggingFaceNetwork(TransformerModel(values, {}, task=CAUSAL), score_films)
+
+
+def score_films(logits_BTV: jax.Array, x: Mapping[str, jax.Array]) -> jax.Array:
+    """Return the four outputs of each sequence, ``(B, 4)``; see `simulations.models.recommendation.next_film`."""
+    candidates_BL, before_last_B = x["candidates"].astype(jnp.int32), x[MASK].sum(axis=1).astype(jnp.int32) - 2
+    last_BV = jnp.take_along_axis(logits_BTV, jnp.maximum(before_last_B, 0)[:, None, None], axis=1)[:, 0]
+    scores_BL = jax.lax.stop_gradient(jnp.take_along_axis(last_BV, candidates_BL, axis=1))
+    rank_B = 1 + (scores_BL[:, 1:] >= scores_BL[:, :1]).sum(axis=1)
+    rank_B = jnp.where(candidates_BL[:, 0] > 0, rank_B, 0).astype(jnp.float32)
+    return jnp.concatenate([score_tokens(logits_BTV, x), rank_B[:, None]], axis=1)

@@ -7,10 +7,16 @@ Shapes: B batch, F factors, H hidden.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from fedlearn.data.subword_tokenizer import IDS, LABELS, MASK
+from fedlearn.trainers.torch.hugging_face import build_decoder, score_tokens
+
+__all__ = ["build_decoder"]
 Module = nn.Module
 
 
@@ -79,3 +85,14 @@ def mf(num_items: int, num_factors: int, global_mean: float) -> nn.Module:
 def ncf(num_items: int, num_factors: int, global_mean: float) -> nn.Module:
     """Return a model of neural collaborative filtering."""
     return NeuralCollaborativeFiltering(num_items, num_factors, global_mean)
+
+
+def score_films(module: nn.Module, x_B: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return the four outputs of each sequence, ``(B, 4)``; see `simulations.models.recommendation.next_film`."""
+    logits_BTV = module(input_ids=x_B[IDS], attention_mask=x_B[MASK], use_cache=False).logits
+    candidates_BL, before_last_B = x_B["candidates"].long(), x_B[MASK].sum(dim=1).long() - 2
+    last_BV = logits_BTV[torch.arange(len(logits_BTV)), before_last_B.clamp(min=0)].detach()
+    scores_BL = last_BV.gather(1, candidates_BL)
+    rank_B = 1 + (scores_BL[:, 1:] >= scores_BL[:, :1]).sum(dim=1)
+    rank_B = torch.where(candidates_BL[:, 0] > 0, rank_B, 0).float()
+    return torch.cat([score_tokens(logits_BTV, x_B[LABELS]), rank_B[:, None]], dim=1)
