@@ -210,7 +210,7 @@ def test_greedy_texts_are_the_ones_of_transformers(name, folder_of):
     model = loaded(name, folder_of(name))
     assert np.array_equal(generate(model, prompt, num_tokens=12), expected.numpy())
     stop = int(expected[0, 7])
-    stopped = generate(model, prompt[:1], num_tokens=12, stop_token=stop)[0, 5:]
+    stopped = generate(model, prompt[:1], num_tokens=12, stop_tokens=(stop,))[0, 5:]
     first = list(stopped).index(stop)
     assert np.array_equal(stopped[: first + 1], expected[0, 5 : 6 + first].numpy())
     assert set(stopped[first:]) == {stop}

@@ -7,7 +7,7 @@ Shapes: B batch, N texts, T tokens, W words, C outputs, V tokens of the vocabula
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from fedlearn.core.records import Array
 from fedlearn.data.pretrained_files import PretrainedFiles
 from fedlearn.data.subword_tokenizer import IDS, IGNORED, LABELS, MASK, POSITIONS
 from fedlearn.errors import require
+from fedlearn.trainers.jax.pretrained.generation import generate
 from fedlearn.trainers.jax.pretrained.model import TransformerModel, load_model
 from fedlearn.trainers.jax.trainer import JaxTrainer
 from fedlearn.trainers.pretrained import CAUSAL, TOKENS, PretrainedModel
@@ -48,7 +49,9 @@ def build_trainer(
     expected = f"at most {most}, the number of positions of the model"
     require(length <= most, "length", length, expected, f"length={most}")
     network = HuggingFaceNetwork(loaded, OUTPUTS.get(task, _logits))
-    return HuggingFaceTrainer(network, task=data.task, initial=loaded.initial, device=device)
+    trainer = HuggingFaceTrainer(network, task=data.task, initial=loaded.initial, device=device)
+    trainer.pretrained, trainer.files = model, files
+    return trainer
 
 
 class HuggingFaceNetwork:
@@ -88,7 +91,15 @@ class HuggingFaceNetwork:
 
 
 class HuggingFaceTrainer(JaxTrainer):
-    """Train a network of transformers. Evaluations need little memory: texts of similar length share a pass."""
+    """Train a network of transformers. Evaluations need little memory.
+
+    Attributes:
+        pretrained: settings of the model.
+        files: files of the model.
+    """
+
+    pretrained: PretrainedModel
+    files: PretrainedFiles
 
     def predict(self, params_D: Array, x: Any) -> np.ndarray:
         """Return the outputs of each text: ``(N, C)``, ``(N, W, C)`` for words, or ``(N, 3)`` for ``causal_lm``."""
@@ -100,6 +111,26 @@ class HuggingFaceTrainer(JaxTrainer):
         size = max(1, min(PREDICTED_TOKENS, PREDICTED_LOGITS // logits) // width)
         parts = [super(HuggingFaceTrainer, self).predict(params_D, x[n : n + size]) for n in range(0, len(x), size)]
         return np.concatenate(parts)
+
+    def generate(
+        self, params_D: Array, ids: Sequence[int], *, num_tokens: int, temperature: float, seed: int
+    ) -> list[int]:
+        """Return the tokens that continue a text, until the end token of the model. Equal arguments give equal tokens.
+
+        Args:
+            params_D: parameters.
+            ids: token numbers of the beginning, at least one.
+            num_tokens: largest number of new tokens, >= 1. The positions of the model may allow fewer.
+            temperature: softmax temperature, >= 0; 0 takes the most likely token.
+            seed: seed of the draws.
+        """
+        model: TransformerModel = self.network(params_D)
+        end = self.files.config.get("eos_token_id")
+        stops = () if end is None else tuple(end) if isinstance(end, list) else (end,)
+        count = max(1, min(num_tokens, model.config.num_positions - len(ids)))
+        options: dict[str, Any] = {"num_tokens": count, "temperature": temperature, "seed": seed}
+        tokens = generate(model, [list(ids)], stop_tokens=stops, **options)[0, len(ids) :].tolist()
+        return tokens[: next((n for n, token in enumerate(tokens) if token in stops), count) + 1]
 
 
 def _tokens(x: Mapping[str, Any]) -> dict[str, Any]:

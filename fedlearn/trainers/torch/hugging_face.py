@@ -245,7 +245,7 @@ def build_decoder(values: Mapping[str, Any]) -> nn.Module:
         import transformers
     except ImportError as error:
         raise MissingExtra("a decoder with framework=torch", "hf") from error
-    with _quiet(transformers), torch.random.fork_rng(devices=[]):
+    with quiet(), torch.random.fork_rng(devices=[]):
         config = transformers.AutoConfig.for_model(**values)
         module: nn.Module = transformers.AutoModelForCausalLM.from_config(config)
     return module

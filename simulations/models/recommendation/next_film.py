@@ -1,9 +1,9 @@
 """Predict the next film of a user with a small decoder, in both frameworks.
 
 A film is a token: film n has the number n + 1, and 0 is padding. An example is a part of the films of a user in the
-order of time. Its outputs are four numbers: the total negative log-likelihood of its counted films, the number of
-films that are the most likely ones, the number of counted films, and the rank of the held-out film among its
-candidates. The rank is 0 if there are no candidates, as in training.
+order of time. It has four outputs. The first three are the outputs of `fedlearn.core.tasks.language`: total negative
+log-likelihood, correct films and counted films. The fourth is the rank of the held-out film among its candidates. It is
+0 if there are no candidates, as in training.
 
 Shapes: N sequences, T films of a sequence, L candidates.
 """

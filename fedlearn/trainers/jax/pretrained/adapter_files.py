@@ -46,7 +46,7 @@ def save_adapter(model: TransformerModel, folder: str | PathLike[str], *, tuning
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     write_tensors(path / WEIGHTS, {_in_file(name): value for name, value in model.weights[PARAMS].items()})
-    head = sorted({name.partition(".")[0] for name in model.trained if ".lora_" not in name})
+    head = sorted({name.rpartition(".")[0] for name in model.trained if ".lora_" not in name})
     values = {
         "peft_type": "LORA",
         "task_type": TASK_TYPES.get(model.task, "SEQ_CLS"),

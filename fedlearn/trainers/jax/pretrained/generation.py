@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,7 @@ def generate(
     *,
     num_tokens: int = 32,
     temperature: float = 0.0,
-    stop_token: int | None = None,
+    stop_tokens: Sequence[int] = (),
     seed: int = 1,
 ) -> np.ndarray:
     """Return prompts with new tokens, ``(B, T + num_tokens)``.
@@ -33,7 +34,7 @@ def generate(
         prompt: token ids ``(B, T)`` without padding.
         num_tokens: number of new tokens, >= 1.
         temperature: 0 takes the most likely token; larger values sample from a flatter distribution.
-        stop_token: token that ends a text; it fills the rest of the text. None: no token ends it.
+        stop_tokens: tokens that end a text. The first of them fills the rest of a text.
         seed: seed of the samples.
 
     Raises:
@@ -47,7 +48,7 @@ def generate(
     is_short = is_count(num_tokens) and num_tokens <= room
     require(is_short, "num_tokens", num_tokens, f"a whole number in 1..{room}", "num_tokens=32")
     require(is_number(temperature, at_least=0), "temperature", temperature, "a number >= 0", "temperature=0")
-    write = partial(_generate, model, num_tokens=num_tokens, temperature=temperature, stop_token=stop_token)
+    write = partial(_generate, model, num_tokens=num_tokens, temperature=temperature, stop_tokens=tuple(stop_tokens))
     run = model.jit(write)
     return np.asarray(run(model.weights[PARAMS], jnp.asarray(prompt), jax.random.key(seed)))
 
@@ -60,7 +61,7 @@ def _generate(
     *,
     num_tokens: int,
     temperature: float,
-    stop_token: int | None,
+    stop_tokens: tuple[int, ...],
 ) -> jax.Array:
     config, (batch, length) = model.config, prompt_BT.shape
     shape = (batch, length + num_tokens, config.num_key_value_heads, config.head_width)
@@ -72,10 +73,10 @@ def _generate(
         tokens_B = jnp.argmax(logits_BV, axis=-1)
         if temperature:
             tokens_B = jax.random.categorical(jax.random.fold_in(key, step), logits_BV / temperature)
-        if stop_token is None:
+        if not stop_tokens:
             return tokens_B, is_over_B
-        tokens_B = jnp.where(is_over_B, stop_token, tokens_B)
-        return tokens_B, is_over_B | (tokens_B == stop_token)
+        tokens_B = jnp.where(is_over_B, stop_tokens[0], tokens_B)
+        return tokens_B, is_over_B | jnp.isin(tokens_B, jnp.array(stop_tokens))
 
     def step(carry: Any, number: jax.Array) -> Any:
         tokens_B, is_over_B, cache = carry

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedlearn.core.layout import Layout, default_initial_parameters
+from fedlearn.core.layout import Layout
 from fedlearn.core.random import Purpose, generator
 from fedlearn.data.pretrained_files import CONFIG, WEIGHTS, PretrainedFiles
 from fedlearn.errors import require
@@ -38,7 +38,7 @@ class TransformerModel:
 
     Args:
         values: the parsed ``config.json``.
-        weights: parameters by their names in transformers. Missing ones are drawn, the frozen ones from seed 0.
+        weights: parameters by their names in transformers. Missing ones are drawn and trained.
         task: name of the task; ``causal_lm`` for a decoder.
         num_labels: number of outputs of the head of an encoder.
         tuning: settings of the fine-tuning; None trains all parameters.
@@ -76,10 +76,7 @@ class TransformerModel:
         whole, self.adapted = self._choose(shapes, weights, tuning)
         self.trained = {name: shapes[name] for name in whole} | self._adapter_shapes(tuning)
         self.pretrained = {name: np.asarray(weights[name], np.float32) for name in whole if name in weights}
-        drawn = self._draw({name: shape for name, shape in shapes.items() if name not in {*whole, *weights}})
-        self._frozen = FrozenArrays(
-            {n: jnp.asarray(v) for n, v in {**weights, **drawn}.items() if n in shapes and n not in whole}
-        )
+        self._frozen = FrozenArrays({n: jnp.asarray(v) for n, v in weights.items() if n in shapes and n not in whole})
         self.jit = self._frozen.jit
         layout = Layout.from_shapes(self.trained.items())
         self.initial = initializer(self.pretrained)
@@ -93,7 +90,8 @@ class TransformerModel:
         if tuning is None:
             return tuple(shapes), ()
         depth, kind = self.config.num_layers, self.config.kind
-        head = head_names(self.config, self.task, self.num_labels)
+        outside = head_names(self.config, self.task, self.num_labels)
+        head = tuple(name for name in shapes if name in outside or name not in weights)
         has_head = tuning.adapter != "head" or bool(head)
         expected = "lora or full: the model has no new head"
         require(has_head, "model.adapter", tuning.adapter, expected, "model.adapter=lora")
@@ -113,10 +111,6 @@ class TransformerModel:
             outputs, inputs = affine[name]
             result |= {first: (tuning.rank, inputs), second: (outputs, tuning.rank)}
         return result
-
-    def _draw(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-        layout = Layout.from_shapes(shapes.items())
-        return layout.unpack(default_initial_parameters(layout, generator(0, Purpose.INIT)))
 
     @property
     def module(self) -> TransformerModel:

@@ -20,16 +20,16 @@ ADVICE = "a folder that save_pretrained of transformers wrote"
 def read_weights(
     folder: Path, shapes: Mapping[str, tuple[int, ...]], *, prefix: str, replaceable: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Return the parameters of a model, in the types of the file.
+    """Return the parameters of a model that the files hold, in their types.
 
     Args:
         folder: folder with one or more ``.safetensors`` files.
         shapes: shapes of all parameters, by their names in transformers.
         prefix: prefix of the names that the file of a model without head does not have.
-        replaceable: parameters of a head, which the file may lack or have for another number of classes.
+        replaceable: parameters of a head, which the file may have for another number of classes.
 
     Raises:
-        DataError: a file is damaged, or a parameter is missing or has another shape.
+        DataError: a file is damaged, a parameter has another shape, or most parameters are missing.
     """
     with ExitStack() as stack:
         files = _open(folder, stack)
@@ -41,10 +41,14 @@ def read_weights(
             actual = None if place is None else tuple(place[0].get_slice(place[1]).get_shape())
             if place is not None and actual == shape:
                 arrays[name] = place[0].get_tensor(place[1])
-            elif name not in replaceable:
-                shown = "no tensor" if actual is None else f"shape {actual}"
+            elif place is not None and name not in replaceable:
                 expected = f"shape {shape}, as config.json says"
-                raise DataError(f"{folder} has {shown} for {name}\n  expected  {expected}\n  advice    {ADVICE}")
+                raise DataError(f"{folder} has shape {actual} for {name}\n  expected  {expected}\n  advice    {ADVICE}")
+    base = [name for name in shapes if name.startswith(prefix)]
+    lacking = [name for name in base if name not in arrays]
+    if 2 * len(lacking) > len(base):
+        problem = f"the weights of the model lack {len(lacking)} of {len(base)} parameters, e.g. {lacking[0]}"
+        raise DataError(f"{problem}\n  advice    weights and config.json of the same model")
     return arrays
 
 
