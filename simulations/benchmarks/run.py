@@ -160,7 +160,7 @@ def _ended(process: subprocess.Popen[Any], began: float) -> tuple[float, float]:
 
 def _with_rest(phases: dict[str, float], total: float) -> dict[str, float]:
     """Return the phases with the end of the process, which it cannot measure itself, in the phase ``other``."""
-    return {**phases, "other": phases["other"] + total - sum(phases.values())}
+    return {**phases, "other": phases["other"] + max(0.0, total - sum(phases.values()))}
 
 
 def _rows(runs: dict[tuple[str, str], list[WholeRun]]) -> Iterator[tuple[str, ...]]:

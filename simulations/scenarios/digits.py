@@ -8,9 +8,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-from sklearn.datasets import load_digits
-
 from fedlearn.data.column_types import Number
 from fedlearn.data.from_arrays import from_arrays
 from fedlearn.data.inputs import TableInputs
@@ -18,6 +15,7 @@ from fedlearn.data.partition import Partition, add_feature_noise, as_partition, 
 from fedlearn.data.preprocessing import Preprocessing, Target
 from fedlearn.data.tables import Table
 from fedlearn.loop.scenario import Scenario, declares_model
+from simulations.datasets.scikit_learn import read_digits
 from simulations.models import build_trainer, network_of
 
 PIXELS = tuple(f"pixel_{row}_{column}" for row in range(8) for column in range(8))  # names in scikit-learn
@@ -59,9 +57,9 @@ def digits(
     Reference: Alpaydin, Kaynak, *Optical Recognition of Handwritten Digits*, UCI Machine Learning Repository, 1998,
     doi:10.24432/C50P49.
     """
-    bunch = load_digits()
-    table = Table(dict(zip(PIXELS, bunch.data.T, strict=True)), (("digits", 1, len(bunch.data)),))
-    images_N, digit_N = INPUTS.transform(table), bunch.target.astype(np.int64)
+    pixels_N, digit_N = read_digits()
+    table = Table(dict(zip(PIXELS, pixels_N.T, strict=True)), (("digits", 1, len(digit_N)),))
+    images_N = INPUTS.transform(table)
     partition = as_partition(partition, num_clients=20)
     rows = partition_rows(partition, digit_N, seed=seed)
     images_N = add_feature_noise(images_N, rows, level=feature_noise, seed=seed)

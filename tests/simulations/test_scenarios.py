@@ -286,3 +286,13 @@ def test_a_setting_of_generated_data_out_of_range_is_named(settings, setting):
     with pytest.raises(SettingError) as caught:
         synthetic(**settings)
     assert caught.value.setting == setting
+
+
+def test_the_digits_are_the_ones_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    from simulations.datasets.scikit_learn import read_digits
+
+    expected, read = load_digits(return_X_y=True), read_digits()
+    assert all(np.array_equal(a, b) for a, b in zip(read, expected, strict=True))
+    assert [part.dtype for part in read] == [np.float64, np.int64]
