@@ -1,6 +1,8 @@
 """A mean keeps one sum and one update per process, and its bits do not depend on processes and blocks."""
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from inspect import signature
 
@@ -120,3 +122,65 @@ def test_a_dead_process_costs_no_update_and_a_failing_client_only_its_own():
     assert np.array_equal(model_D, expected_D)
     names = [[(item.client, item.stage, item.reason) for item in each] for each in (*failures, *same)]
     assert names == [[(1, "fit", "ValueError: no")]] * 2
+
+
+MEMORY = """
+from pathlib import Path
+import numpy as np
+import strategies
+from fedlearn import LocalSettings, Schedule, federate, start
+from fedlearn.core import Layout, Updates
+from fedlearn.engines.base import InProcessEngine
+from fedlearn.engines.process_pool import ProcessPool
+from fedlearn.testing import LinearTrainer, linear_problem
+
+class Large(LinearTrainer):
+    def __init__(self):
+        super().__init__(3)
+        self.layout = Layout.from_shapes([("w", ({num_parameters},))])
+
+    def fit(self, request, rule, work):
+        ones_K = np.ones(len(work), np.int64)
+        delta_KD = np.full((len(work), {num_parameters}), 0.5, np.float32)
+        clients_K = np.array([item.client for item in work])
+        return Updates(clients_K=clients_K, delta_KD=delta_KD, num_examples_K=ones_K, num_steps_K=ones_K)
+
+data, trainer = linear_problem(num_clients={num_clients}), Large()
+pool = ProcessPool(trainer, data, num_processes={num_processes})
+engine = InProcessEngine(data, trainer, block_size=1, pool=pool)
+state = start(strategies.fedavg(), np.zeros({num_parameters}, np.float32), engine, seed=1)
+largest, each_fit = 0, engine.fit
+
+def watched(*arguments):
+    global largest
+    for result in each_fit(*arguments):
+        yield result
+        del result
+        for process in ("self", *(process.pid for process in pool.processes)):
+            text = Path(f"/proc/{{process}}/smaps_rollup").read_text()
+            sizes[process] = int(next(line for line in text.splitlines() if line.startswith("Pss:")).split()[1])
+        largest = max(largest, sum(sizes.values()))
+
+sizes, engine.fit = {{}}, watched
+next(federate(strategies.fedavg(), engine, state, schedule=Schedule(rounds=1), local=LocalSettings()))
+engine.close()
+print(largest * 1024)
+"""
+
+
+def peak_bytes(**values):
+    """Return the largest memory of all processes while updates arrive."""
+    code = MEMORY.format(**values)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    return int(result.stdout)
+
+
+@pytest.mark.slow
+def test_memory_of_a_mean_does_not_grow_with_the_cohort():
+    size = 5_000_000  # parameters, 20 MB
+    few, many = (peak_bytes(num_parameters=size, num_clients=n, num_processes=2) for n in (6, 48))
+    assert many < few + 2 * 4 * size, "48 updates have 960 MB"
+    small = peak_bytes(num_parameters=1000, num_clients=6, num_processes=2)
+    # start parameters, shared model, sum; per process its update, two copies in memory that is shared or free
+    assert many < small + (2 + 2 + 3 * (2 + 1)) * 4 * size + 2**26
