@@ -24,6 +24,7 @@ NETWORK_BUILDERS = frozenset(  # functions of the library that the file of a mod
         "fedlearn.trainers.pretrained.build_pretrained",
         "simulations.models.build_trainer",
         "simulations.models.recommendation.build_recommender",
+        "simulations.models.recommendation.next_film.build_next_film",
         "simulations.models.text.build_language_model",
         "simulations.models.text.build_tagger",
         "simulations.models.text.build_text_classifier",
