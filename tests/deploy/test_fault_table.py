@@ -15,6 +15,7 @@ from statistics import median
 import pytest
 from fault_injection import COORDINATOR_MACHINE, NODE_MACHINE, LoadMeter, Recorder, processes_of, send
 
+from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient
 from fedlearn.deploy.submit import compose_request
 
 if sys.platform != "linux":
@@ -39,6 +40,7 @@ class Fault:
         number: signal.
         absent_s: seconds until a stopped process continues, or until the init system restarts a killed one.
         words: settings of the run.
+        num_rounds: rounds of the run; without the node they are short, so more of them are needed for all strikes.
         is_equal: True if the run must end with the parameters of an undisturbed run, without a failure.
     """
 
@@ -48,6 +50,7 @@ class Fault:
     number: int = signal.SIGKILL
     absent_s: float = 0.0
     words: tuple[str, ...] = ()
+    num_rounds: int = NUM_ROUNDS
     is_equal: bool = True
 
     def strike(self, federation) -> list[int]:
@@ -79,6 +82,7 @@ FAULTS = (
         number=signal.SIGSTOP,
         absent_s=25.0,
         words=SHORT,
+        num_rounds=20,
         is_equal=False,
     ),
     Fault(
@@ -88,6 +92,7 @@ FAULTS = (
         number=signal.SIGSTOP,
         absent_s=25.0,
         words=SHORT,
+        num_rounds=20,
         is_equal=False,
     ),
 )
@@ -161,11 +166,16 @@ def test_a_run_lives_through_each_fault_at_five_random_moments(
     federation, tmp_path, monkeypatch, table, undisturbed_sha, fault
 ):
     number = FAULTS.index(fault)
+    wait_for_nodes(federation)  # the last fault may have stopped one
     recorder = Recorder(tmp_path / f"fault{number}.log")
     strikes = Strikes(federation, fault, recorder, seed=number)
     waits = ("engine.join_timeout=180", "engine.deadline=180", "max_failures=0.0")
     given = {word.partition("=")[0] for word in fault.words}
-    words = [*fault.words, *(word for word in waits if word.partition("=")[0] not in given)]
+    words = [
+        f"rounds={fault.num_rounds}",
+        *fault.words,
+        *(word for word in waits if word.partition("=")[0] not in given),
+    ]
     code, load = follow(federation, recorder, strikes.meanwhile, monkeypatch, words)
     run = federation.found(recorder.path.stem, code, recorder.getvalue())
     failures = [failure for line in run.lines for failure in line["failures"]]
@@ -178,9 +188,19 @@ def test_a_run_lives_through_each_fault_at_five_random_moments(
     recorder.note(f"{table[-1]}\n")
     assert code == 0, run.text
     assert strikes.num_strikes == NUM_STRIKES, run.text
-    assert [line["round"] for line in run.lines] == list(range(1, NUM_ROUNDS + 1))
+    assert [line["round"] for line in run.lines] == list(range(1, fault.num_rounds + 1))
     assert recorder.longest_silence_s <= MAX_SILENCE_S, run.text
     assert (is_same and not failures) or not fault.is_equal, run.text
+
+
+def wait_for_nodes(federation) -> None:
+    """Wait until all nodes are connected."""
+    until, control = time.monotonic() + LIMIT_S, CoordinatorClient(federation.address, federation.keys / "operator")
+    while not all(node.state == "online" for node in control.node_states()):
+        assert time.monotonic() < until, control.node_states()
+        federation.rehearsal.restart_exited()
+        time.sleep(0.5)
+    control.close()
 
 
 def follow(federation, recorder, meanwhile: Callable[[], None], monkeypatch, words):
@@ -189,7 +209,6 @@ def follow(federation, recorder, meanwhile: Callable[[], None], monkeypatch, wor
         [
             *federation.words,
             "strategy=slow",
-            f"rounds={NUM_ROUNDS}",
             *words,
             f"hydra.run.dir={recorder.path.stem}",
         ]
