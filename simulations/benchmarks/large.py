@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,8 @@ def measure(*, framework: str, width: int, clients: int, repeat: int) -> int:
     """Print a row for each program, and return the exit code."""
     set_environment(framework)
     data = _data(clients)
-    programs = {"fedlearn": _fedlearn(framework, width, data), "loop": _loop(width, data)}
+    plain_loop = partial(import_module("simulations.benchmarks.large_torch").plain_loop, num_classes=CLASSES)
+    programs = {"fedlearn": _fedlearn(framework, width, data), "loop": plain_loop(width, data)}
     times: dict[str, list[tuple[float, list[float]]]] = {name: [] for name in programs}
     for _ in range(repeat + 1):  # the first round starts processes and compiles programs
         for name, run in programs.items():
@@ -85,67 +87,12 @@ def _data(num_clients: int) -> FederatedData:
 
 
 def _fedlearn(framework: str, width: int, data: FederatedData) -> Callable[[], object]:
-    trainer = _torch_trainer(width) if framework == "torch" else _jax_trainer(width)
+    trainer = import_module(f"simulations.benchmarks.large_{framework}").build_trainer(width, INPUTS, CLASSES)
     engine, strategy = vector(data, trainer), strategies.fedavg()
     state = start(strategy, trainer.init(1), engine, seed=1)
     local = LocalSettings(batch_size=BATCH, steps=STEPS, learning_rate=0.01)
     rounds = federate(strategy, engine, state, schedule=Schedule(rounds=10**6), local=local)
     return lambda: next(rounds)
-
-
-def _torch_network(width: int) -> Any:
-    from torch import nn
-
-    hidden = (nn.Linear(INPUTS, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
-    return nn.Sequential(*hidden, nn.Linear(width, CLASSES))
-
-
-def _torch_trainer(width: int) -> Any:
-    from fedlearn.trainers.torch import TorchTrainer
-
-    return TorchTrainer(_torch_network(width), task="multiclass")
-
-
-def _jax_trainer(width: int) -> Any:
-    from flax import linen as nn
-
-    from fedlearn.trainers.jax import JaxTrainer
-
-    layers: list[Any] = [nn.Dense(width), nn.relu, nn.Dense(width), nn.relu, nn.Dense(CLASSES)]
-    return JaxTrainer(nn.Sequential(layers), task="multiclass", input_shape=(INPUTS,))
-
-
-def _loop(width: int, data: FederatedData) -> Callable[[], None]:
-    """Return a round of federated averaging as a plain loop of torch, with one thread."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    torch.set_num_threads(1)
-    network = _torch_network(width)
-    weights = list(network.parameters())
-
-    def batches() -> Iterator[list[tuple[Any, Any]]]:
-        for client in data.clients:
-            examples = data.train(client)
-            order = torch.randperm(len(examples)).split(BATCH)[:STEPS]
-            yield [(torch.from_numpy(examples.x)[rows], torch.from_numpy(examples.y)[rows].long()) for rows in order]
-
-    def run() -> None:
-        with torch.no_grad():
-            model, total = [w.clone() for w in weights], [torch.zeros_like(w) for w in weights]
-        for client_batches in batches():
-            with torch.no_grad():
-                torch._foreach_copy_(weights, model)
-            for x_B, y_B in client_batches:
-                gradients = torch.autograd.grad(cross_entropy(network(x_B), y_B), weights)
-                with torch.no_grad():
-                    torch._foreach_add_(weights, gradients, alpha=-0.01)
-            with torch.no_grad():
-                torch._foreach_add_(total, weights, alpha=1 / len(data.clients))
-        with torch.no_grad():
-            torch._foreach_copy_(weights, total)
-
-    return run
 
 
 if __name__ == "__main__":
