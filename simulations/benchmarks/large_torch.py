@@ -33,7 +33,7 @@ def plain_loop(width: int, data: FederatedData, *, num_classes: int) -> Callable
     """Return a round of federated averaging as a plain loop of torch, with one thread."""
     torch.set_num_threads(1)
     model = network(width, data.train(data.clients[0]).x.shape[1], num_classes)
-    weights = list(model.parameters())
+    weights: list[Any] = list(model.parameters())
 
     def batches() -> Iterator[list[tuple[Any, Any]]]:
         for client in data.clients:
