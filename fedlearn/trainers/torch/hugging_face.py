@@ -342,6 +342,9 @@ def lora_config(module: nn.Module, model: PretrainedModel, head: Sequence[str]) 
     depth = num_layers(module)
     layers = None if model.layers is None else list(range(depth - _tuned_depth(model, depth), depth))
     targets = list(model.targets) if isinstance(model.targets, tuple) else model.targets
+    if targets == "all-linear" and layers is not None:  # peft accepts numbers of layers with names only
+        affine = [name for name, part in module.named_modules() if type(part).__name__ in ("Linear", "Conv1D")]
+        targets = sorted({name.rpartition(".")[2] for name in affine if any(map(str.isdigit, name.split(".")))})
     return {
         "r": model.rank,
         "lora_alpha": model.alpha,
