@@ -103,8 +103,8 @@ def read_table(
     """Read a table from one file. The cells of a text file stay text.
 
     Args:
-        file: ``.csv`` or ``.tsv``, also compressed (``.gz``, ``.zip``), ``.parquet``, or ``.jsonl`` (an object with the
-            cells of a row per line); see `fedlearn.data.text_files` for the accepted forms of text.
+        file: ``.csv`` or ``.tsv``, also compressed (``.gz``, ``.zip``), ``.parquet``, or ``.jsonl`` (an object per
+            row). `fedlearn.data.text_files` lists the accepted forms of text.
         ignored_columns: columns to leave out. They may be absent, and may hold any type.
         encoding: encoding of a text file; None detects it.
         separator: separator of a text file; None detects it.

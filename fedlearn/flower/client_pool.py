@@ -83,7 +83,7 @@ class ClientPool:
             return Outcome(code=CLIENT_APP_RAISED_EXCEPTION, reason=text, error=text, trace=f"{text}: {error}\n")
 
     def close(self) -> None:
-        """End all processes of the pool, also those that work."""
+        """End all processes of the pool, even busy ones."""
         for executor in self._executors:
             for process in [*(executor._processes or {}).values()]:
                 process.terminate()

@@ -54,8 +54,8 @@ class ModelDescription:
         personal_parameters: name patterns of parameters that stay at the clients.
         has_personal_models: whether each client has a personal model beside the global model.
         input_shape: shape of one model input of a scenario without ``network``; empty if unknown.
-        inputs: shape and type of each input of a model with several inputs; empty for one input, and for a model whose
-            preprocessing makes the inputs.
+        inputs: shape and type of each input of a model with several inputs. It is empty for one input, and for a
+            model whose preprocessing makes the inputs.
     """
 
     scenario: str

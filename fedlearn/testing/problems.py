@@ -87,8 +87,8 @@ def class_problem(*, num_clients: int = 6, num_features: int = 3, num_classes: i
 def problem_for(strategy: Strategy) -> tuple[FederatedData, Trainer]:
     """Return data and a trainer that meet the stated needs of a strategy.
 
-    A strategy may need a number of clients (cohort or buffer), classes, features of a hidden layer, names of personal
-    or frozen parameters, or root examples.
+    A strategy may need a number of clients (cohort or buffer), classes, or features of a hidden layer. It may also need
+    names of personal or frozen parameters, or root examples.
     """
     rule, num_clients = strategy.local, num_clients_for(strategy)
     linear = LinearTrainer(3)

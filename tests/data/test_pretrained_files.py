@@ -37,7 +37,7 @@ def hub(tmp_path, monkeypatch):
             self.respond(has_body=False)
 
         def log_message(self, *args):
-            """Write nothing."""
+            """Keep the output of the test free of requests."""
 
         def respond(self, *, has_body):
             path, files = self.path.partition("?")[0], sorted(file.name for file in folder.iterdir())

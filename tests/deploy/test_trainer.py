@@ -306,7 +306,7 @@ def test_an_idle_trainer_frees_its_memory_and_loses_no_request(idle_trainer):
     assert "torch" in maps.read_text()
     policy.write_text("no policy")
     time.sleep(2.0)
-    assert "torch" in maps.read_text()  # a new start would fail, so the trainer goes on
+    assert "torch" in maps.read_text()  # a new start would fail, so the trainer stays
     policy.write_text(POLICY)
     wait_until(lambda: "torch" not in maps.read_text())
     until = time.monotonic() + 3.0

@@ -13,7 +13,7 @@ VECTOR = {"_target_": "fedlearn.vector"}
 
 
 class Running:
-    """A process that runs."""
+    """Stand for a process of a job that has not ended."""
 
     pid, sentinel = 1, 0
 
