@@ -32,7 +32,8 @@ MIN_PARALLEL_WORK = 10_000_000  # examples times parameters; this takes a few mi
 MAX_BLOCK_BYTES = 2**23  # bytes of the updates of a block; they stay in the cache
 MAX_AHEAD_BYTES = 2**26  # bytes of updates that wait for the updates of earlier clients
 MAX_BLOCKS_PER_PROCESS = 4  # a process that is ready early trains a further block
-SMALL_MODEL, SMALL_BLOCK = 20_000, 32  # parameters of models whose clients step together; clients of a block of them
+SMALL_MODEL = 20_000  # parameters of models whose clients step together
+SMALL_BLOCK = 512  # such clients per block before a process gets a second block; each block has a fixed cost
 TRAIN, PREDICT = 0, 1  # functions of the processes
 
 
