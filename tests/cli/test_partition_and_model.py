@@ -79,7 +79,10 @@ def kind(cfg) -> str:
 def test_the_default_of_a_scenario_is_that_of_its_function(scenario):
     cfg = composed(f"scenario={scenario}")
     parameters = inspect.signature(get_object(cfg.scenario._target_)).parameters
-    assert cfg.model == parameters["model"].default
+    if parameters["model"].default is None:
+        assert cfg.model["_target_"] == "fedlearn.trainers.pretrained.PretrainedModel"
+    else:
+        assert cfg.model == parameters["model"].default
     if "partition" in parameters and parameters["partition"].default is not None:
         assert kind(cfg) == parameters["partition"].default
     else:

@@ -34,12 +34,26 @@ def leave_a_run(folder: Path) -> None:
     (folder / "new.csv").write_text(",".join(names) + "\n" + ",".join("0.1" for _ in names) + "\n")
 
 
+def leave_reviews(folder: Path) -> None:
+    """Write the reviews of two clients, and a small model in place of the pretrained one of a page."""
+    pytest.importorskip("peft")
+    from tiny_models import bert
+
+    bert(folder / "all-minilm-l6-v2", positions=128)
+    (folder / "my_reviews").mkdir()
+    for client in ("north", "south"):
+        rows = [f"a {('good', 'bad')[i % 2]} film {i},{i % 2}" for i in range(8)]
+        (folder / "my_reviews" / f"{client}.csv").write_text("\n".join(["review,label", *rows]))
+
+
 @pytest.mark.parametrize("page", sorted(PAGES), ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
     if any("my_run" in code for code in code_of(page)):
         leave_a_run(tmp_path)
+    if any("my_reviews" in code for code in code_of(page)):
+        leave_reviews(tmp_path)
     namespace = {"__name__": f"page_{page.stem}"}
     for code in code_of(page):
         exec(compile(code, str(page), "exec"), namespace)

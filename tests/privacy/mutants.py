@@ -936,7 +936,7 @@ MUTANTS: tuple[Mutant, ...] = (
     fault(
         "order: paths of the operator are settings",
         "fedlearn/runner/registry.py",
-        "            if key not in hints or key in OPERATOR_SETTINGS:",
+        "            if key not in hints or (key in OPERATOR_SETTINGS and not is_named):",
         "            if key not in hints:",
         ORDERS + "test_a_hostile_coordinator_is_refused",
     ),

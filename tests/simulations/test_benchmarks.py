@@ -330,7 +330,7 @@ def test_pfl_has_no_jax():
 
 def test_what_takes_too_long_is_given_up(monkeypatch):
     settings = Settings(workload=W1, sizes={}, limit=1)
-    monkeypatch.setattr(measure, "environment", lambda framework, system: {**os.environ, "PYTHONSTARTUP": ""})
+    monkeypatch.setattr(measure, "environment", lambda *args: {**os.environ, "PYTHONSTARTUP": ""})
     began = time.perf_counter()
     run = measure.run_system(settings, "torch", "bare", repeat=1)
     assert run.error == "not done after 1 s (limit=1)"
@@ -344,7 +344,8 @@ def test_a_process_that_dies_leaves_its_last_words(monkeypatch):
 
 
 def some(system, repeat, seconds, **more):
-    first = {"seconds": [9.0, *seconds], "examples": [100] * (1 + len(seconds)), "variant": "so"}
+    count = 1 + len(seconds)
+    first = {"seconds": [9.0, *seconds], "examples": [100] * count, "processor": [2.0] * count, "variant": "so"}
     return Run(framework="torch", system=system, repeat=repeat, **first, **more)
 
 
@@ -357,10 +358,10 @@ def test_ratios_are_taken_within_a_repeat_and_the_first_round_stands_apart():
     ]
     (ratio,) = tables.ratios(runs)
     assert ratio.values == (2.0, 4.0, 3.0)
-    assert str(ratio) == "torch: ours / bare 3 (2-4; best 1)"
+    assert str(ratio) == "torch: ours / bare 3 (2-4; best 1); processor time 1"
     table = tables.rows(runs, W1)
-    assert table[0][2:7] == ("3", "1", "0.333", "3", "33")
-    assert table[0][7] == "9"
+    assert table[0][2:8] == ("3", "1", "2", "0.333", "3", "33")
+    assert table[0][8] == "9"
     assert table[2] == ("torch", "flower", "no")
     assert "torch flower" not in "".join(tables.variants(runs))
 

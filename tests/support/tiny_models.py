@@ -12,7 +12,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def bert(folder: Path) -> Path:
+def bert(folder: Path, *, positions: int = 64) -> Path:
     """Write an encoder with two layers of width 16, and return its folder."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
@@ -33,7 +33,8 @@ def bert(folder: Path) -> Path:
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = BertForMaskedLM(BertConfig(vocab_size=pieces.get_vocab_size(), max_position_embeddings=64, **sizes))
+        config = BertConfig(vocab_size=pieces.get_vocab_size(), max_position_embeddings=positions, **sizes)
+        module = BertForMaskedLM(config)
     return _save(module, tokenizer, folder)
 
 

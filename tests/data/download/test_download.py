@@ -334,6 +334,7 @@ def test_an_npm_package_that_points_outside_is_refused(fake_npm, own_cache, tmp_
     assert not list(tmp_path.rglob("outside.txt"))
 
 
+@pytest.mark.process
 def test_an_error_of_npm_is_quoted_and_a_missing_npm_named(fake_npm, own_cache, tmp_path, monkeypatch):
     monkeypatch.setattr(fetch, "PAUSE_S", 0)
     package = fake_npm({"package/a.csv": b"1"})
