@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from fedlearn.data.pretrained_files import find_pretrained, read_json
 from fedlearn.errors import DataError, require
 from fedlearn.trainers.jax.leaves import PARAMS
-from fedlearn.trainers.jax.pretrained.model import TransformerModel, load_model
+from fedlearn.trainers.jax.pretrained.model import TransformerModel, head_names, load_model
 from fedlearn.trainers.jax.pretrained.weights import write_tensors
 from fedlearn.trainers.pretrained import CAUSAL, TOKENS, PretrainedModel
 
@@ -46,7 +46,9 @@ def save_adapter(model: TransformerModel, folder: str | PathLike[str], *, tuning
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     write_tensors(path / WEIGHTS, {_in_file(name): value for name, value in model.weights[PARAMS].items()})
-    head = sorted({name.rpartition(".")[0] for name in model.trained if ".lora_" not in name})
+    whole = [name for name in model.trained if ".lora_" not in name]
+    outside = head_names(model.config, model.task, model.num_labels)  # peft saves a head as one module
+    head = sorted({name.partition(".")[0] if name in outside else name.rpartition(".")[0] for name in whole})
     values = {
         "peft_type": "LORA",
         "task_type": TASK_TYPES.get(model.task, "SEQ_CLS"),

@@ -159,7 +159,9 @@ def _epsilon(reader: _Reader, kind: str) -> float:
 
 
 def _pad_token(reader: _Reader, kind: str) -> int | None:
-    default = {"roberta": 1}.get(kind, 0) if kind in ENCODERS else None
+    end = reader.first("eos_token_id")
+    end = end[0] if isinstance(end, list) and end else end
+    default = end if kind in DECODERS and is_count(end, at_least=0) else {"roberta": 1}.get(kind, 0)  # as in PyTorch
     token = reader.first("pad_token_id", default=default)
     reader.check(token is None or is_count(token, at_least=0), "pad_token_id", token, "a whole number >= 0")
     return None if token is None else int(token)

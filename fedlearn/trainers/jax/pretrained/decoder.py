@@ -96,9 +96,10 @@ def run(
     if inputs.get("attention_mask") is not None:
         allowed = allowed & (inputs["attention_mask"] != 0)[:, None, :]
     is_gpt2 = config.kind == "gpt2"
-    x_BTE = run_pass.embed("transformer.wte" if is_gpt2 else "model.embed_tokens", ids)
     if is_gpt2:
-        x_BTE = x_BTE + run_pass.embed("transformer.wpe", places[None])
+        x_BTE = run_pass.embed("transformer.wte", ids) + run_pass.embed("transformer.wpe", places[None])
+    else:
+        x_BTE = run_pass.embed("model.embed_tokens", ids, pad=config.pad_token)
     angles = places[:, None] * jnp.asarray(config.inverse_frequencies)
     new = []
     for layer in range(config.num_layers):

@@ -103,11 +103,12 @@ def run(config: ModelConfig, task: str, run_pass: ForwardPass, inputs: Mapping[s
 
 def _embed(config: ModelConfig, run_pass: ForwardPass, ids: jax.Array, types: jax.Array | None) -> jax.Array:
     prefix = f"{config.kind}.embeddings"
-    x_BTE = run_pass.embed(f"{prefix}.word_embeddings", ids)
+    x_BTE = run_pass.embed(f"{prefix}.word_embeddings", ids, pad=config.pad_token)
     if config.num_token_types:
         types = jnp.zeros_like(ids) if types is None else types
         x_BTE = x_BTE + run_pass.embed(f"{prefix}.token_type_embeddings", types)
-    x_BTE = x_BTE + run_pass.embed(f"{prefix}.position_embeddings", _positions(config, ids))
+    no_position = config.pad_token if config.kind == "roberta" else None
+    x_BTE = x_BTE + run_pass.embed(f"{prefix}.position_embeddings", _positions(config, ids), pad=no_position)
     return run_pass.layer_norm(f"{prefix}.LayerNorm", x_BTE, config.epsilon)
 
 

@@ -51,9 +51,13 @@ class ForwardPass:
         """Return a parameter in the type of the computation."""
         return self.params[name].astype(self.dtype)
 
-    def embed(self, name: str, ids: jax.Array) -> jax.Array:
-        """Return the vectors of tokens. Only these rows are converted to the type of the computation."""
-        return jnp.take(self.params[f"{name}.weight"], ids, axis=0, mode="clip").astype(self.dtype)
+    def embed(self, name: str, ids: jax.Array, *, pad: int | None = None) -> jax.Array:
+        """Return the vectors of tokens. Only these rows are converted to the type of the computation.
+
+        A token ``pad`` gives no gradient to its row, as ``padding_idx`` in torch.
+        """
+        rows = jnp.take(self.params[f"{name}.weight"], ids, axis=0, mode="clip").astype(self.dtype)
+        return rows if pad is None else jnp.where((ids == pad)[..., None], jax.lax.stop_gradient(rows), rows)
 
     def linear(self, name: str, x: jax.Array) -> jax.Array:
         """Apply an affine map, and its adapter if there is one."""

@@ -45,7 +45,7 @@ def adapted_layers(model: PretrainedModel, layers: Sequence[str], *, kind: str, 
     chosen = [layer for layer in layers if any(_ends_with(layer, target) for target in targets)]
     require(bool(chosen), "model.targets", model.targets, expected, "model.targets=all-linear")
     tuned = tuned_depth(model, depth)
-    return tuple(layer for layer in chosen if tuned == depth or _is_last(layer, depth=depth, tuned=tuned))
+    return tuple(layer for layer in chosen if model.layers is None or _is_last(layer, depth=depth, tuned=tuned))
 
 
 def tuned_depth(model: PretrainedModel, depth: int) -> int:
