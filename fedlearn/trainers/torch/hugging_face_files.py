@@ -38,7 +38,7 @@ def save_adapter(trainer: HuggingFaceTrainer, params_D: Any, folder: Path, class
     config = LoraConfig(
         **lora_config(trainer.module, model, trainer.head),
         task_type=TASK_TYPES.get(trainer.task.name, "SEQ_CLS"),
-        modules_to_save=modules_of(trainer.head) or None,
+        modules_to_save=_saved_modules(trainer) or None,
         base_model_name_or_path=model.path,
         revision=model.revision,
         inference_mode=True,
@@ -50,6 +50,13 @@ def save_adapter(trainer: HuggingFaceTrainer, params_D: Any, folder: Path, class
     named = {PREFIX + name.replace(".default.", "."): p.detach().cpu().contiguous() for name, p in tensors.items()}
     save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     auto_tokenizer(trainer.files.folder).save_pretrained(folder)
+
+
+def _saved_modules(trainer: HuggingFaceTrainer) -> list[str]:
+    """Return the names of the modules that are trained whole. peft saves a head of several layers as one module."""
+    base = f"{trainer.module.base_model_prefix}."
+    inner = [name for name in trainer.head if name.startswith(base)]
+    return sorted({*modules_of(inner), *(name.partition(".")[0] for name in trainer.head if name not in inner)})
 
 
 def save_merged(trainer: HuggingFaceTrainer, params_D: Any, folder: Path, classes: Sequence[str] = ()) -> None:
