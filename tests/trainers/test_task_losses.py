@@ -125,6 +125,9 @@ def batch_of(name, seed=0, size=20):
         outputs = rng.normal(size=(size, 4, 5, 6) if name == "segmentation" else (size, 7, 4)).astype(np.float32)
         y = rng.integers(-1, 4, (size, 5, 6) if name == "segmentation" else (size, 7))
         y[0] = -1
+    elif name == "causal_lm":
+        y = np.full(size, 5)
+        outputs = np.stack([rng.gamma(2.0, 5.0, size), rng.integers(0, 6, size), y], axis=1).astype(np.float32)
     elif name == "multilabel":
         y = rng.integers(0, 2, (size, 4))
     elif task.has_classes:

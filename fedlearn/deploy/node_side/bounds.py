@@ -27,6 +27,7 @@ DEFAULT_BOUNDS: Mapping[str, tuple[int, int]] = {
     "concurrency": (1, 10_000),
     "factors": (1, 1_024),
     "head_epochs": (1, 100),
+    "heads": (1, 1_024),
     "image_channels": (1, 4),
     "image_size": (1, 1_024),
     "layers": (0, 100),
@@ -41,6 +42,7 @@ DEFAULT_BOUNDS: Mapping[str, tuple[int, int]] = {
     "num_candidates": (1, 1_000_000),
     "num_clients": (1, 10_000),
     "num_clusters": (1, 100),
+    "num_generated": (1, 10_000),
     "num_iterations": (1, 1_000),
     "num_malicious": (0, 1_000_000),
     "num_malicious_nodes": (0, 1_000_000),
@@ -60,6 +62,7 @@ DEFAULT_BOUNDS: Mapping[str, tuple[int, int]] = {
     "test_windows": (1, 1_000_000),
     "text_length": (1, 4_096),
     "threshold": (1, 1_000_000),
+    "width": (1, 8_192),
 }
 OTHER_NUMBERS = (-1_000_000_000, 1_000_000_000)  # real numbers, and settings of builders that an operator has added
 LOCAL_BOUNDS: Mapping[str, tuple[int, int]] = {

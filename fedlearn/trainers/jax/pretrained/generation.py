@@ -43,7 +43,7 @@ def generate(
     prompt = np.asarray(prompt, np.int32)
     require(not model.config.is_encoder, "model", model.config.kind, "a decoder, e.g. gpt2", "a decoder")
     is_prompt = prompt.ndim == 2 and prompt.size > 0
-    require(is_prompt, "prompt", f"shape {prompt.shape}", "token ids (B, T) with T >= 1", "prompt=[[1]]")
+    require(is_prompt, "prompt", f"shape {prompt.shape}", "token ids (B, T) with T >= 1", "an array such as [[1]]")
     room = min(model.config.num_positions, LARGEST_LENGTH) - prompt.shape[1]
     is_short = is_count(num_tokens) and num_tokens <= room
     require(is_short, "num_tokens", num_tokens, f"a whole number in 1..{room}", "num_tokens=32")
