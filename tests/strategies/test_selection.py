@@ -51,7 +51,7 @@ def test_a_cycle_has_each_client_once_and_cycles_have_different_orders(clients_p
     data = linear_problem()
     num_clients = len(data.clients)
     rounds = cohorts(Strategy(select=cyclic(clients_per_round)), data, rounds=3 * num_clients)
-    visits = Counter({client: 0 for client in data.clients})
+    visits = Counter(dict.fromkeys(data.clients, 0))
     for done in rounds:
         visits.update(done.cohort)
         assert max(visits.values()) - min(visits.values()) <= 1
