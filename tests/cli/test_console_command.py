@@ -25,7 +25,7 @@ INTERNAL = {
     "fedlearn.deploy.coordinator_side.superexec",
     "fedlearn.deploy.coordinator_side.superlink",
 }
-OLD_NAMES = {"simulations.attack", "fedlearn.deploy.local"}
+OLD_NAMES = {"simulations.attack", "simulations.sample", "fedlearn.deploy.local"}
 SCRIPT = "import sys; from simulations.cli import main; sys.exit(main())\n"  # as pip writes it
 
 
