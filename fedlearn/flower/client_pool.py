@@ -21,7 +21,7 @@ from flwr.clientapp import ClientApp
 
 from fedlearn.errors import is_count, require
 from fedlearn.flower.app_components import load_component
-from fedlearn.flower.compat import identify_as_server
+from fedlearn.flower.compat.messages import identify_as_server
 from fedlearn.flower.in_process_grid import CLIENT_APP_RAISED_EXCEPTION, Outcome, call_client
 
 THREADS_ENV = "OMP_NUM_THREADS"

@@ -27,7 +27,7 @@ try:
     from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
     from fedlearn.flower.array_records import params_from_record, to_array_record
-    from fedlearn.flower.compat import identify_as_server
+    from fedlearn.flower.compat.messages import identify_as_server
     from fedlearn.flower.in_process_grid import FIRST_NODE_ID, InProcessGrid
     from fedlearn.flower.runtime import redirect_flower_log
     from fedlearn.flower.strategy_checks import check_message, check_strategy

@@ -26,7 +26,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedlearn.errors import is_count, require
-from fedlearn.flower.compat import (
+from fedlearn.flower.compat.messages import (
     SERVER,
     client_app_error,
     copy_message,

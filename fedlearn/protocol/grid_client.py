@@ -19,7 +19,8 @@ from flwr.serverapp import Grid
 from fedlearn.core.records import FailureStage
 from fedlearn.core.serialization import WireError, pack, read_text
 from fedlearn.errors import FedlearnError
-from fedlearn.flower.compat import end_stalled_pulls, retry_parts_after, run_stopped_error, upload_error
+from fedlearn.flower.compat.messages import run_stopped_error, upload_error
+from fedlearn.flower.compat.transfers import end_stalled_pulls, retry_parts_after
 from fedlearn.protocol.messages import NodeRequest, NodeResponse
 from fedlearn.protocol.polling import INITIAL_BACKOFF_S, poll_interval
 from fedlearn.protocol.refusals import RefusalCode

@@ -26,7 +26,7 @@ import httpx
 from fedlearn.callbacks.tables import print_table
 from fedlearn.core.command_line import take_settings
 from fedlearn.errors import FedlearnError, require
-from fedlearn.flower.compat import FleetClient
+from fedlearn.flower.compat.fleet import FleetClient
 from fedlearn.protocol.polling import poll_interval
 from simulations.benchmarks.speed import BAD_SETTING, DONE, machine
 

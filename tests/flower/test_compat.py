@@ -15,23 +15,26 @@ pytest.importorskip("flwr", reason="the extra flower is not installed")
 
 from fedlearn.core import private_names
 from fedlearn.errors import IncompatibleVersion
-from fedlearn.flower import compat
+from fedlearn.flower.compat import messages, superlink, transfers
+from fedlearn.flower.compat.names import FLOWER
 
+COMPAT = Path(messages.__file__).parent
 PUBLIC = ("flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.simulation")
 
 
-@pytest.mark.parametrize("feature", compat.FLOWER.names)
+@pytest.mark.parametrize("feature", FLOWER.names)
 def test_the_installed_flower_has_every_name(feature):
-    compat.FLOWER.verify(feature)
+    FLOWER.verify(feature)
 
 
 def test_the_installed_version_was_tried():
-    assert version("flwr") in compat.FLOWER.tried
+    assert version("flwr") in FLOWER.tried
 
 
 def test_every_imported_name_is_verified():
-    verified = {name for names in compat.FLOWER.names.values() for name in names}
-    for node in ast.walk(ast.parse(Path(compat.__file__).read_text())):
+    verified = {name for names in FLOWER.names.values() for name in names}
+    nodes = (node for path in COMPAT.glob("*.py") for node in ast.walk(ast.parse(path.read_text())))
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flwr") and node.module not in PUBLIC:
             for alias in node.names:
                 own = (f"{node.module}:{alias.name}", f"{node.module}.{alias.name}")
@@ -43,8 +46,8 @@ def test_a_response_whose_parts_do_not_arrive_blocks_the_others_for_a_short_time
     from flwr.superlink.grid import http_grid
 
     monkeypatch.setattr(http_grid, "pull_objects", http_grid.pull_objects)
-    monkeypatch.setattr(compat, "MAX_BACKOFF_S", 0.05)
-    compat.end_stalled_pulls(0.4)
+    monkeypatch.setattr(transfers, "MAX_BACKOFF_S", 0.05)
+    transfers.end_stalled_pulls(0.4)
     start, due = time.monotonic(), {f"part{number}": 0.2 * number for number in range(6)}
 
     def pull(object_id):
@@ -65,7 +68,7 @@ def test_a_response_whose_parts_do_not_arrive_blocks_the_others_for_a_short_time
 def test_another_version_is_refused_with_one_command_to_try(monkeypatch, installed):
     monkeypatch.setattr(private_names, "version", lambda library: installed)
     with pytest.raises(IncompatibleVersion) as refused:
-        compat.identify_as_server()
+        messages.identify_as_server()
     assert str(refused.value) == (
         f"flwr {installed} does not work with this version of fedlearn\n"
         "  expected  flwr>=1.41,<1.43; tried with 1.41.0, 1.42.0\n"
@@ -78,12 +81,12 @@ def test_a_missing_name_is_told(monkeypatch):
 
     monkeypatch.delattr(run.Run, "create_empty")
     with pytest.raises(IncompatibleVersion, match=r"has no flwr\.supercore\.run\.Run\.create_empty"):
-        compat.empty_run()
+        messages.empty_run()
 
 
 @pytest.mark.parametrize(("token", "accepted"), [(b"right", True), (b"wrong", False), (b"", False)])
 def test_the_superlink_lets_in_the_token_only(token, accepted):
-    plugin = compat.control_authentication(lambda given: given == b"right")
+    plugin = superlink.control_authentication(lambda given: given == b"right")
     from flwr.common.constant import ACCESS_TOKEN_KEY
 
     assert plugin.validate_tokens_in_metadata([(ACCESS_TOKEN_KEY, token)])[0] is accepted
@@ -91,14 +94,14 @@ def test_the_superlink_lets_in_the_token_only(token, accepted):
 
 
 def test_the_command_of_the_superlink_takes_the_plugin(monkeypatch):
-    module = compat._superlink_module()
+    module = superlink._superlink_module()
     taken = []
     monkeypatch.setattr(module, "load_control_authn_plugin", module.load_control_authn_plugin)
     monkeypatch.setattr(module, "flower_superlink", lambda: taken.append(module.load_control_authn_plugin()))
     monkeypatch.setattr(module, "uvicorn", module.uvicorn)
     monkeypatch.setattr("flwr.superlink.main._get_middleware", list)
     first = object()
-    compat.run_superlink(lambda token: False, first, max_connections=7, max_body=5)
+    superlink.run_superlink(lambda token: False, first, max_connections=7, max_body=5)
     assert taken[0].validate_tokens_in_metadata([]) == (False, None)
     assert module.uvicorn.run.keywords["limit_concurrency"] == 7
     from flwr.superlink import main
@@ -116,7 +119,7 @@ def http_server():
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body", "body": b""})
 
-    protocol = compat.http_protocol(head_timeout_s=0.3)
+    protocol = superlink.http_protocol(head_timeout_s=0.3)
     config = uvicorn.Config(
         app, port=0, http=protocol, ws="none", lifespan="off", log_level="critical", timeout_keep_alive=1
     )
@@ -160,7 +163,7 @@ def test_a_key_of_a_removed_node_can_be_registered_again(monkeypatch, tmp_path):
     from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
 
     monkeypatch.setattr(SqlLinkState, "create_node", SqlLinkState.create_node)  # restored at the end
-    compat.readmit_removed_keys()
+    superlink.readmit_removed_keys()
     state = SqlLinkState(str(tmp_path / "flower.db"), SimpleNamespace(), SimpleNamespace())
     state.initialize()
     first = state.create_node("", "", b"key", 0, name="west")

@@ -56,7 +56,8 @@ def test_a_redirection_reaches_no_other_machine(status):
 def test_the_clients_of_nodes_and_persons_follow_no_redirection(tmp_path):
     needs("flwr", "cryptography")
     from fedlearn.deploy import keys
-    from fedlearn.flower.compat import ControlClient, FleetClient
+    from fedlearn.flower.compat.control import ControlClient
+    from fedlearn.flower.compat.fleet import FleetClient
 
     keys.create(tmp_path, ["localhost"], ["north"])
     certificates = (tmp_path / "ca.crt").read_bytes()

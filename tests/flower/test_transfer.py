@@ -21,7 +21,8 @@ from flwr.proto.message_pb2 import PullObjectResponse, PushObjectResponse
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 
 from fedlearn.flower import transfer
-from fedlearn.flower.compat import FleetClient, MissingParts, identify_as_node, identify_as_server, set_message_id
+from fedlearn.flower.compat.fleet import FleetClient, MissingParts
+from fedlearn.flower.compat.messages import identify_as_node, identify_as_server, set_message_id
 from fedlearn.flower.transfer import continue_after_cuts
 from fedlearn.protocol.grid_client import from_record_dict, to_record_dict
 

@@ -8,7 +8,7 @@ pytest.importorskip("flwr", reason="the extra flower is not installed")
 
 from flwr.supercore.inflatable import inflatable_utils
 
-from fedlearn.flower import compat
+from fedlearn.flower.compat import transfers
 from fedlearn.protocol import polling
 
 
@@ -27,7 +27,7 @@ def test_pauses_grow_with_the_time_waited_up_to_the_limit():
 def test_parts_that_are_not_there_yet_are_looked_for_at_once(monkeypatch):
     defaults = dict(inflatable_utils.pull_objects.__kwdefaults__)
     monkeypatch.setattr(inflatable_utils.pull_objects, "__kwdefaults__", defaults)
-    compat.retry_parts_after(polling.INITIAL_BACKOFF_S)
+    transfers.retry_parts_after(polling.INITIAL_BACKOFF_S)
     missing = ["a", "b"]
 
     def pull(name):

@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 import fedlearn
-from fedlearn.flower.compat import app_bundle
+from fedlearn.flower.compat.programs import app_bundle
 
 REQUEST_KEY = "request"  # setting of a run, as JSON: see `fedlearn.deploy.coordinator_side.server_app`
 PERSON_KEY, NAME_KEY = "person", "name"  # settings that the coordinator adds: who started the run, name of the run

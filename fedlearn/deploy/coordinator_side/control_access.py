@@ -30,7 +30,7 @@ from fedlearn.deploy.coordinator_side.run_requests import check_request, read_re
 from fedlearn.deploy.coordinator_side.submissions import Submission, Submissions, new_run_name
 from fedlearn.deploy.coordinator_side.visibility import visible_config
 from fedlearn.deploy.persons import Person, Persons, Role
-from fedlearn.flower.compat import (
+from fedlearn.flower.compat.control import (
     change_run_configs,
     read_run_id,
     read_start_run,

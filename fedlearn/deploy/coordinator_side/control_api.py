@@ -17,7 +17,7 @@ from fedlearn.deploy.connectivity import ConnectionProblem, explained_errors, pa
 from fedlearn.deploy.coordinator_side.app_bundle import NAME_KEY, PERSON_KEY, REQUEST_KEY, parse_exit_code
 from fedlearn.deploy.coordinator_side.run_requests import read_request
 from fedlearn.deploy.key_files import CA, TOKEN
-from fedlearn.flower.compat import ControlClient
+from fedlearn.flower.compat.control import ControlClient
 
 
 @dataclass(frozen=True)

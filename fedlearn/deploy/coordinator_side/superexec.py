@@ -19,7 +19,7 @@ from fedlearn.deploy.coordinator_side.environment import STATE_ENV
 from fedlearn.deploy.coordinator_side.run_recovery import PROCESSES_FILE
 from fedlearn.deploy.log_format import stamp_output
 from fedlearn.deploy.processes import die_with_parent, module_command
-from fedlearn.flower.compat import executor, run_serverapp, run_superexec, serverapp_arguments
+from fedlearn.flower.compat.programs import executor, run_serverapp, run_superexec, serverapp_arguments
 
 RUN = "run"  # first argument of the process of a run
 

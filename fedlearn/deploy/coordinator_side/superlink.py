@@ -22,7 +22,7 @@ from fedlearn.deploy.coordinator_side.submissions import Submissions
 from fedlearn.deploy.key_files import KeysError, read_public
 from fedlearn.deploy.log_format import stamp_output
 from fedlearn.deploy.persons import Persons
-from fedlearn.flower.compat import run_superlink, signing_key
+from fedlearn.flower.compat.superlink import run_superlink, signing_key
 
 CHECK_INTERVAL_S = 1.0
 

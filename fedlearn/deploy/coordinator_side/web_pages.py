@@ -22,7 +22,7 @@ from fedlearn.deploy.coordinator_side.web_source import CoordinatorSource, Perso
 from fedlearn.deploy.key_files import CERTIFICATE, SERVER_KEY
 from fedlearn.deploy.metrics import Sample, format_metrics
 from fedlearn.deploy.persons import PERSONS_FILE
-from fedlearn.flower.compat import HEAD_TIMEOUT_S, http_protocol
+from fedlearn.flower.compat.superlink import HEAD_TIMEOUT_S, http_protocol
 from fedlearn.web.app import build_app, build_metrics_app
 from fedlearn.web.security import accepted_hosts
 from fedlearn.web.server import LOOPBACK, Listener, listen, serve

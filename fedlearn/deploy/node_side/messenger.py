@@ -32,7 +32,8 @@ from fedlearn.deploy.log_format import configure_logging
 from fedlearn.deploy.node_side.messenger_state import NOT_ADMITTED, MessengerState
 from fedlearn.deploy.node_side.trainer_client import TrainerClient, TrainerUnavailable
 from fedlearn.deploy.processes import die_with_parent
-from fedlearn.flower.compat import FleetClient, MissingParts, identify_as_node
+from fedlearn.flower.compat.fleet import FleetClient, MissingParts
+from fedlearn.flower.compat.messages import identify_as_node
 from fedlearn.protocol.grid_client import from_record_dict, to_record_dict
 from fedlearn.protocol.polling import poll_interval
 

@@ -19,7 +19,7 @@ from fedlearn.deploy.coordinator_side.control_access import LOWEST_ROLES, Contro
 from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient
 from fedlearn.deploy.coordinator_side.submissions import Submission, Submissions, stoppable
 from fedlearn.deploy.persons import Persons, Role, add_person, token_digest
-from fedlearn.flower.compat import ControlClient, read_start_run, write_start_run
+from fedlearn.flower.compat.control import ControlClient, read_start_run, write_start_run
 
 pytestmark = pytest.mark.framework
 build_app_bundle = cache(build_app_bundle)

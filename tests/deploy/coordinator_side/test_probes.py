@@ -13,7 +13,7 @@ from fedlearn.deploy.coordinator_side import probes
 from fedlearn.deploy.coordinator_side.connections import connections_of, write_connections
 from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient, NodeState
 from fedlearn.deploy.coordinator_side.probes import LinkProbe
-from fedlearn.flower.compat import ControlClient
+from fedlearn.flower.compat.control import ControlClient
 from fedlearn.protocol.repetition import Repetition
 
 SINCE = "2026-01-01T00:00:00+00:00"

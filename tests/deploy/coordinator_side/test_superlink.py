@@ -21,7 +21,7 @@ from starlette.responses import Response
 from fedlearn.deploy import keys
 from fedlearn.deploy.coordinator_side import superlink
 from fedlearn.deploy.coordinator_side.superlink import AdmittedNodes
-from fedlearn.flower.compat import PATHS_OF_MIDDLEWARE, ForPaths, signing_key
+from fedlearn.flower.compat.superlink import PATHS_OF_MIDDLEWARE, ForPaths, signing_key
 
 pytestmark = pytest.mark.framework
 

@@ -17,7 +17,8 @@ from fedlearn.deploy.node_side import messenger
 from fedlearn.deploy.node_side.messenger import Messenger, NotAdmitted
 from fedlearn.deploy.node_side.messenger_state import MAX_AGE_S, STATE_FILE, MessengerState, read_problem
 from fedlearn.deploy.node_side.trainer_client import TrainerUnavailable
-from fedlearn.flower.compat import MissingParts, identify_as_server, set_message_id
+from fedlearn.flower.compat.fleet import MissingParts
+from fedlearn.flower.compat.messages import identify_as_server, set_message_id
 from fedlearn.protocol.grid_client import from_record_dict, to_record_dict
 
 CUT = httpx.ReadError("the connection is cut")

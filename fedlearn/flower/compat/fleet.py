@@ -1,0 +1,160 @@
+"""Receive messages and send responses through the Fleet API of a SuperLink."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedlearn.flower.compat.messages import set_message_id
+from fedlearn.flower.compat.names import FLOWER, http_client_of
+
+MIN_PULLS_OF_PART = 20  # attempts to receive a part of a message, about one per second
+
+
+class MissingParts(Exception):
+    """Report a message whose parts are not at the SuperLink."""
+
+
+class FleetClient:
+    """Receive messages from a SuperLink and send responses, as an admitted node.
+
+    Flower's SuperNode does the same, starts a program for each message, and loses messages when a connection breaks.
+
+    Args:
+        address: address of the SuperLink, ``host:port``.
+        certificates: root certificates, PEM.
+        private_key: private key of the node, in the format of OpenSSH.
+
+    Raises:
+        httpx.HTTPStatusError: from each method, if the SuperLink refuses the request.
+        httpx.TransportError: from each method, if the SuperLink cannot be reached.
+        MissingParts: The parts of a message are not at the SuperLink.
+    """
+
+    def __init__(self, address: str, *, certificates: bytes, private_key: bytes) -> None:
+        FLOWER.verify("fleet")
+        from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+        from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+        from flwr.supernode.fleet_http_client import FleetHttpClient
+        from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+        from fedlearn.flower.response_limits import limit_responses
+
+        key: Any = load_ssh_private_key(private_key, None)
+        self._public_key = key.public_key()
+        self._client = FleetHttpClient.from_server_address(
+            address,
+            insecure=False,
+            root_certificates=certificates,
+            interceptors=[
+                RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+                NodeAuthHttpInterceptor(key, self._public_key),
+            ],
+        )
+        limit_responses(http_client_of(self._client))
+
+    def activate(self, heartbeat_interval_s: float) -> int:
+        """Connect the node, and return its id. Flower refuses a node that is connected already."""
+        from flwr.proto.fleet_pb2 import ActivateNodeRequest
+        from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+
+        key = public_key_to_bytes(self._public_key)
+        request = ActivateNodeRequest(public_key=key, heartbeat_interval=heartbeat_interval_s)
+        return int(self._client.ActivateNode(request).node_id)
+
+    def deactivate(self, node_id: int) -> None:
+        """End the connection of a node. Flower then forgets which messages this node has received."""
+        from flwr.proto.fleet_pb2 import DeactivateNodeRequest
+
+        self._client.DeactivateNode(DeactivateNodeRequest(node_id=node_id))
+
+    def heartbeat(self, node_id: int, heartbeat_interval_s: float) -> bool:
+        """Report that the node is connected. Return False if the SuperLink does not know the node."""
+        from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+        from flwr.proto.node_pb2 import Node
+
+        request = SendNodeHeartbeatRequest(node=Node(node_id=node_id), heartbeat_interval=heartbeat_interval_s)
+        return bool(self._client.SendNodeHeartbeat(request).success)
+
+    def pull(self, node_id: int) -> Any:
+        """Return the next message with its parts, a `flwr.app.Message`; None if there is none.
+
+        The sender may still upload the parts. So the time to wait for a part grows with their number.
+        After a cut of the connection, the transfer continues with the part that was in progress.
+        """
+        from flwr.app import Message
+        from flwr.common.serde import message_from_proto
+        from flwr.proto.fleet_pb2 import PullMessagesRequest
+        from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+        from flwr.proto.node_pb2 import Node
+        from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+        from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
+        from flwr.supercore.inflatable.inflatable_utils import (
+            ObjectPullError,
+            ObjectUnavailableError,
+            pull_and_inflate_object_from_tree,
+        )
+
+        from fedlearn.flower.transfer import continue_after_cuts
+
+        node = Node(node_id=node_id)
+        response = self._client.PullMessages(PullMessagesRequest(node=node))
+        if not response.messages_list:
+            return None
+        tree, run_id = response.message_object_trees[0], message_from_proto(response.messages_list[0]).metadata.run_id
+        pull = make_pull_object_fn_protobuf(continue_after_cuts(self._client.PullObject), node, run_id)
+
+        def confirm(object_id: str) -> None:
+            request = ConfirmMessageReceivedRequest(node=node, run_id=run_id, message_object_id=object_id)
+            self._client.ConfirmMessageReceived(request)
+
+        try:
+            message = pull_and_inflate_object_from_tree(
+                tree,
+                pull,
+                confirm,
+                return_type=Message,
+                max_time=None,
+                max_tries_per_object=MIN_PULLS_OF_PART + len(list(iterate_object_tree(tree))) // 2,
+                backoff_cap=1.0,
+            )
+        except (ObjectPullError, ObjectUnavailableError) as error:
+            raise MissingParts(str(error)) from error
+        set_message_id(message, tree.object_id)
+        return message
+
+    def push(self, node_id: int, response: Any) -> None:
+        """Send a response with its parts. A repeated call sends the missing parts."""
+        from flwr.app.message import remove_content_from_message
+        from flwr.common.serde import message_to_proto
+        from flwr.proto.fleet_pb2 import PushMessagesRequest
+        from flwr.proto.node_pb2 import Node
+        from flwr.supercore.inflatable.inflatable_object import (
+            get_all_nested_objects,
+            get_object_tree,
+            no_object_id_recompute,
+        )
+        from flwr.supercore.inflatable.inflatable_protobuf_utils import make_push_object_fn_protobuf
+        from flwr.supercore.inflatable.inflatable_utils import ObjectPushError, push_objects
+
+        node, run_id = Node(node_id=node_id), response.metadata.run_id
+        if not response.metadata.message_id:
+            set_message_id(response, response.object_id)
+        head = remove_content_from_message(response) if response.has_content() else response
+        with no_object_id_recompute():
+            pushed = self._client.PushMessages(
+                PushMessagesRequest(
+                    node=node,
+                    messages_list=[message_to_proto(head)],
+                    message_object_trees=[get_object_tree(response)],
+                    clientapp_runtime_list=[0.0],
+                )
+            )
+            push = make_push_object_fn_protobuf(self._client.PushObject, node, run_id, pushed.session_id)
+            try:
+                push_objects(get_all_nested_objects(response), push, object_ids_to_push=set(pushed.objects_to_push))
+            except ObjectPushError as error:
+                raise MissingParts(str(error)) from error
+
+    def close(self) -> None:
+        """Close the connection to the SuperLink."""
+        self._client.close()

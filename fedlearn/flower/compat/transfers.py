@@ -1,0 +1,64 @@
+"""Change the waits of Flower for the parts of a message."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fedlearn.flower.compat.names import FLOWER
+
+MAX_BACKOFF_S = 2.0  # longest pause between two attempts to receive a part of a response
+
+
+def retry_parts_after(seconds: float) -> None:
+    """Set the waiting time before another request for missing parts of a message. Flower's default is one second.
+
+    Flower announces a message before it uploads the parts. A receiver that polls quickly asks before the upload has
+    ended. With the default, each message waits one second at three places for an upload of milliseconds.
+
+    Args:
+        seconds: waiting time before the second request.
+
+    Raises:
+        IncompatibleVersion: Flower's functions have no such argument.
+    """
+    FLOWER.verify("retries")
+    from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, pull_objects
+
+    for function in (pull_objects, pull_and_inflate_object_from_tree):
+        defaults: Any = function.__kwdefaults__
+        if "initial_backoff" not in (defaults or {}):
+            raise FLOWER.incompatible(f"{function.__module__}:{function.__name__}(initial_backoff=...)")
+        defaults["initial_backoff"] = seconds
+
+
+def end_stalled_pulls(stall_s: float) -> None:
+    """Make Flower's grid give up a response of which no part has arrived for some seconds.
+
+    A node announces a response before it uploads the parts. If the node, its messenger or the SuperLink is killed in
+    between, Flower waits three minutes for the parts, and meanwhile receives no other response.
+
+    Args:
+        stall_s: seconds without a part, > 0. The response then counts as an error.
+    """
+    FLOWER.verify("stalls")
+    from flwr.supercore.inflatable import inflatable_utils
+    from flwr.superlink.grid import http_grid
+
+    def pull_objects(object_ids: list[str], pull_object_fn: Callable[[str], bytes], **more: Any) -> dict[str, bytes]:
+        arrived_at = [time.monotonic()]
+
+        def pull(object_id: str) -> bytes:
+            try:
+                content = pull_object_fn(object_id)
+            except inflatable_utils.ObjectUnavailableError:
+                if time.monotonic() - arrived_at[0] > stall_s:
+                    raise inflatable_utils.ObjectPullError(object_id, f"no part for {stall_s:g} s") from None
+                raise
+            arrived_at[0] = time.monotonic()
+            return content
+
+        return inflatable_utils.pull_objects(object_ids, pull, **{"backoff_cap": MAX_BACKOFF_S, **more})
+
+    http_grid.pull_objects = pull_objects
