@@ -22,7 +22,8 @@ from fedlearn.data.from_arrays import from_arrays
 from fedlearn.engines.base import serial, vector
 from fedlearn.errors import FedlearnError, SettingError
 from fedlearn.loop.scenario import Scenario, judge
-from fedlearn.loop.training_loop import Schedule, federate, start
+from fedlearn.loop.schedule import Schedule
+from fedlearn.loop.training_loop import federate, start
 
 if TYPE_CHECKING:
     from collections.abc import Callable

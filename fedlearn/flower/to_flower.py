@@ -27,7 +27,8 @@ from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import Failure, FailureStage, ServerState, Updates
 from fedlearn.errors import FedlearnError, is_count, is_number, require
 from fedlearn.flower.array_records import layout_from_record, params_from_record, to_array_record
-from fedlearn.loop.training_loop import initial_server_state, server_step
+from fedlearn.loop.server_step import server_step
+from fedlearn.loop.training_loop import initial_server_state
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,9 @@ from fedlearn.loop.client_update import client_step, initial_client_state
 from fedlearn.loop.local_training import personal_model
 from fedlearn.loop.protocols import AsyncEngine, Completion, Engine, MixedRoundEngine, Trainer
 from fedlearn.loop.scenario import Scenario, judge
+from fedlearn.loop.schedule import Schedule
 from fedlearn.loop.system_model import SystemModel, constant, lognormal, trace
-from fedlearn.loop.training_loop import Schedule, federate, start
+from fedlearn.loop.training_loop import federate, start
 from fedlearn.loop.virtual_clock import VirtualClockEngine
 from fedlearn.loop.wrappers import EngineWrapper, TrainerWrapper
 

@@ -15,8 +15,8 @@ from fedlearn.core.records import Array, ClientEvaluation, ClientId, Evaluation,
 from fedlearn.data.data_check.records import DataCheck
 from fedlearn.data.held_out_columns import HeldOutColumns
 from fedlearn.data.preprocessing import Preprocessing
+from fedlearn.loop.evaluation_round import Evaluate
 from fedlearn.loop.protocols import Trainer
-from fedlearn.loop.training_loop import Evaluate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,82 +7,44 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from fedlearn.algorithm.aggregation import PartialAggregate, accumulate, divide_total
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.algorithm.transforms import Context
-from fedlearn.core.arrays import as_numpy, asarray_like
-from fedlearn.core.layout import RUNNING_VARIANCE, Layout
+from fedlearn.core.arrays import as_numpy
+from fedlearn.core.layout import Layout
 from fedlearn.core.privacy_ledger import Ledger
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import (
     Array,
-    ClientEvaluation,
     ClientId,
-    Evaluation,
-    Failure,
     LocalSettings,
-    Predictions,
     Request,
     Round,
     ServerState,
-    State,
     sorted_client_ids,
 )
 from fedlearn.core.schedules import over_rounds
-from fedlearn.errors import FedlearnError, TooManyFailures, is_count, require
+from fedlearn.errors import FedlearnError, TooManyFailures
 from fedlearn.loop.async_loop import accumulate_buffer, fill_buffer
 from fedlearn.loop.base_engine import require_engine
 from fedlearn.loop.charging import LedgerJournal, actual_release, charges_ahead, planned_release
 from fedlearn.loop.client_update import round_rate
-from fedlearn.loop.failure_limit import check_failures, require_failure_limit
+from fedlearn.loop.evaluation_round import Evaluate, evaluate_round
+from fedlearn.loop.failure_limit import check_failures
 from fedlearn.loop.optimizer_averaging import with_kept_optimizer
 from fedlearn.loop.protocols import AsyncEngine, Engine
 from fedlearn.loop.rule_support import require_settings, require_steps
+from fedlearn.loop.schedule import Schedule
+from fedlearn.loop.server_step import server_step
 from fedlearn.loop.system_model import SystemModel
 from fedlearn.loop.virtual_clock import VirtualClockEngine
-
-# (params_D, results of clients) -> Evaluation. params_D is None if each client uses a personal model. The list is empty
-# if no client has held-out examples. The result is None if the scenario has no other examples.
-Evaluate = Callable[[Array | None, Sequence[Predictions] | Sequence[ClientEvaluation]], Evaluation | None]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Schedule:
-    """Set the number of rounds, the rounds that evaluate, and the tolerated failures.
-
-    Args:
-        rounds: number of all rounds, including the rounds before a resume, >= 1.
-        evaluate_every: n, to evaluate each n-th round and the last round, >= 1; default 1.
-        evaluate_clients: maximum number of clients to evaluate, >= 1; default 1000. Larger populations are sampled once
-            per run.
-        max_failures: largest number of clients of a round that may fail. A whole number is a count, and a float in
-            [0, 1] is a share of the cohort. So 1 is one client, and 1.0 is all clients. None, the default, is 30 % of
-            the cohort, and at least one client. A round without any update always stops the run.
-    """
-
-    rounds: int
-    evaluate_every: int = 1
-    evaluate_clients: int = 1000
-    max_failures: float | None = None
-
-    def __post_init__(self) -> None:
-        require(is_count(self.rounds), "rounds", self.rounds, "a whole number >= 1", "rounds=20")
-        every, most = self.evaluate_every, self.evaluate_clients
-        require(is_count(every), "evaluate_every", every, "a whole number >= 1", "evaluate_every=1")
-        require(is_count(most), "evaluate_clients", most, "a whole number >= 1", "evaluate_clients=1000")
-        require_failure_limit(self.max_failures)
-
-    def is_evaluation_round(self, round: int) -> bool:
-        """Return whether the schedule evaluates this round."""
-        return round % self.evaluate_every == 0 or round == self.rounds
 
 
 def start(strategy: Strategy, params_D: Array, engine: Engine, *, seed: int) -> ServerState:
@@ -416,100 +378,3 @@ def _charged_ahead(
         record(spent)
         raise
     record(guarantee.charge(state.ledger, actual_release(number, results.partial)))
-
-
-def server_step(
-    strategy: Strategy, state: ServerState, update_D: Array, context: Context, layout: Layout
-) -> tuple[Array, State, tuple[State, ...]]:
-    """Apply the server halves of the stages in reverse order, then the server optimizer. Return model and states.
-
-    The global model keeps its values for personal parameters, because clients do not send them.
-
-    Args:
-        strategy: the algorithm.
-        state: server state before the round.
-        update_D: the aggregate of the shared parameters.
-        context: values of the round for stages and optimizer.
-        layout: layout of the model.
-
-    Returns:
-        The new parameters ``(D,)``, the state of the server optimizer, and the states of the stages.
-
-    Raises:
-        FedlearnError: A running variance of the new model is negative.
-    """
-    stages = list(state.stages)
-    for i in reversed(range(len(strategy.stages))):
-        update_D, stages[i] = strategy.stages[i].server.update(update_D, stages[i], context)
-    if unshared := strategy.local.unshared_parameters:
-        update_D = _pad_with_zeros(update_D, layout.positions(unshared), layout.num_parameters)
-    step_D, server = strategy.server.update(update_D, state.server, context)
-    if strategy.buffers == "average":
-        step_D = _average_buffers(step_D, update_D, layout)
-    params_D = asarray_like(state.params_D, step_D) + step_D
-    _refuse_negative_variances(params_D, layout)
-    return params_D, server, tuple(stages)
-
-
-def _average_buffers(step_D: Array, update_D: Array, layout: Layout) -> Array:
-    """Return the step, with the aggregate itself for buffers: they have no gradient for the server optimizer."""
-    is_buffer_D = np.zeros(layout.num_parameters, bool)
-    is_buffer_D[layout.positions(layout.buffers)] = True
-    return array_namespace(step_D).where(asarray_like(is_buffer_D, step_D), asarray_like(update_D, step_D), step_D)
-
-
-def _refuse_negative_variances(params_D: Array, layout: Layout) -> None:
-    names = [name for name in layout.buffers if name.endswith(RUNNING_VARIANCE)]
-    if names and (as_numpy(params_D)[layout.positions(tuple(names))] < 0).any():
-        raise FedlearnError(
-            "a running variance fell below zero: this strategy or its codec does not average the batch statistics\n"
-            "  try       buffers=local"
-        )
-
-
-def _pad_with_zeros(update_S: Array, unshared: np.ndarray, size: int) -> Array:
-    """Return an update of all parameters ``(D,)``, with zeros at the positions that clients do not share."""
-    xp = array_namespace(update_S)
-    source_D = np.full(size, update_S.shape[0])
-    source_D[np.delete(np.arange(size), unshared)] = np.arange(update_S.shape[0])
-    padded = xp.concat([update_S, xp.zeros_like(update_S[:1])])
-    return xp.take(padded, asarray_like(source_D, padded), axis=0)
-
-
-def evaluate_round(
-    strategy: Strategy, engine: Engine, state: ServerState, schedule: Schedule, evaluate: Evaluate
-) -> tuple[Evaluation | None, tuple[Failure, ...]]:
-    """Evaluate the global model and the personal models on the held-out examples of clients.
-
-    With personal parameters, there is no complete global model, and only the personal models are evaluated.
-
-    Returns:
-        The evaluation, or None if there are no examples; and the failures of clients.
-    """
-    rule, cohort = strategy.local, select_evaluation_clients(engine.clients, schedule, state.seed)
-    if rule.personal_parameters:
-        return _evaluate_results(engine.evaluate(state.params_D, cohort, strategy), None, evaluate)
-    evaluation, failures = _evaluate_results(engine.evaluate(state.params_D, cohort), state.params_D, evaluate)
-    if not (evaluation and rule.personal):
-        return evaluation, failures
-    results = engine.evaluate(state.params_D, cohort, strategy)
-    personal, personal_failures = _evaluate_results(results, None, evaluate)
-    return replace(evaluation, personal=personal), failures + personal_failures
-
-
-def _evaluate_results(
-    results: Iterable[Any], params_D: Array | None, evaluate: Evaluate
-) -> tuple[Evaluation | None, tuple[Failure, ...]]:
-    """Return the evaluation of the successful results, and the failures."""
-    results = list(results)
-    successes: list[Any] = [result for result in results if not isinstance(result, Failure)]
-    failures = tuple(result for result in results if isinstance(result, Failure))
-    return (evaluate(params_D, successes) if successes or params_D is not None else None), failures
-
-
-def select_evaluation_clients(clients: Sequence[ClientId], schedule: Schedule, seed: int) -> Sequence[ClientId]:
-    """Return the clients that a run evaluates: all, or a random sample that stays the same in all rounds."""
-    if len(clients) <= schedule.evaluate_clients:
-        return clients
-    positions = generator(seed, Purpose.EVALUATE).choice(len(clients), schedule.evaluate_clients, replace=False)
-    return sorted_client_ids([clients[i] for i in positions])

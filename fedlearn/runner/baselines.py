@@ -22,8 +22,8 @@ from fedlearn.core.metrics import evaluate
 from fedlearn.core.records import ClientId, ClientWork, Evaluation, Examples, LocalSettings, Predictions, Request
 from fedlearn.core.schedules import over_whole_run
 from fedlearn.engines.base import split_into_blocks
+from fedlearn.loop.evaluation_round import select_evaluation_clients
 from fedlearn.loop.scenario import in_target_unit, judge
-from fedlearn.loop.training_loop import select_evaluation_clients
 from fedlearn.runner.experiment import Experiment
 
 BLOCK_SIZE = 64  # clients per block that train their local models at once

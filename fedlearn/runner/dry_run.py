@@ -16,10 +16,9 @@ from fedlearn.callbacks.formatting import format_epsilon, header_lines, human_by
 from fedlearn.callbacks.run_info import RunInfo
 from fedlearn.core.privacy_guarantee import Release
 from fedlearn.core.random import Purpose, generator
-from fedlearn.core.records import ClientId, ClientWork, Request, ServerState
+from fedlearn.core.records import ClientId, ClientWork, Request, ServerState, sorted_client_ids
 from fedlearn.errors import require
 from fedlearn.loop.protocols import Trainer
-from fedlearn.loop.training_loop import sorted_client_ids
 from fedlearn.runner.experiment import Experiment
 from fedlearn.trainers.contract import list_names
 

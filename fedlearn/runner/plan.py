@@ -16,8 +16,8 @@ from fedlearn.core.layout import Layout
 from fedlearn.core.records import LocalSettings
 from fedlearn.errors import SettingError, did_you_mean, is_count, require
 from fedlearn.loop.local_defaults import LocalDefaults, local_defaults
+from fedlearn.loop.schedule import Schedule
 from fedlearn.loop.system_model import SystemModel
-from fedlearn.loop.training_loop import Schedule
 from fedlearn.privacy.mechanisms.base import Mechanism, none
 from fedlearn.robust import poisoning
 from fedlearn.robust.poisoning import Poisoning

@@ -28,7 +28,8 @@ from fedlearn.callbacks.summary import summarise
 from fedlearn.core.records import Round
 from fedlearn.engines.base import serial
 from fedlearn.loop.scenario import Scenario, judge
-from fedlearn.loop.training_loop import Schedule, federate, start
+from fedlearn.loop.schedule import Schedule
+from fedlearn.loop.training_loop import federate, start
 from fedlearn.testing.problems import LOCAL_SETTINGS, LinearTrainer, linear_problem
 
 NUM_ROUNDS = 6

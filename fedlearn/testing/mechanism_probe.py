@@ -24,7 +24,8 @@ from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import ClientId, ClientWork, Examples, LocalSettings, Request, Updates
 from fedlearn.engines.base import InProcessEngine
 from fedlearn.loop.protocols import Engine
-from fedlearn.loop.training_loop import Schedule, run_round, start
+from fedlearn.loop.schedule import Schedule
+from fedlearn.loop.training_loop import run_round, start
 from fedlearn.loop.wrappers import EngineWrapper
 from fedlearn.testing.problems import LinearTrainer
 from fedlearn.trainers.base import BaseTrainer, LocalResult

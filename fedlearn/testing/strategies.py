@@ -22,7 +22,8 @@ from fedlearn.core.records import ServerState
 from fedlearn.engines.base import InProcessEngine, serial, vector
 from fedlearn.errors import SettingError
 from fedlearn.loop.protocols import Trainer
-from fedlearn.loop.training_loop import Schedule, federate, start
+from fedlearn.loop.schedule import Schedule
+from fedlearn.loop.training_loop import federate, start
 from fedlearn.testing.aggregation import check_aggregation
 from fedlearn.testing.comparison import installed_array_libraries, is_close
 from fedlearn.testing.hooks import check_hooks

@@ -16,7 +16,8 @@ from fedlearn.core.privacy_guarantee import Neighbors
 from fedlearn.core.records import Examples, Round
 from fedlearn.errors import SettingError, require
 from fedlearn.loop.scenario import Scenario
-from fedlearn.loop.training_loop import Schedule, federate, start
+from fedlearn.loop.schedule import Schedule
+from fedlearn.loop.training_loop import federate, start
 from fedlearn.privacy.audit import (
     Canaries,
     CanaryTrainer,

@@ -14,7 +14,8 @@ from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import Examples
 from fedlearn.errors import is_count, require
 from fedlearn.loop.scenario import Scenario
-from fedlearn.loop.training_loop import Schedule, federate, start
+from fedlearn.loop.schedule import Schedule
+from fedlearn.loop.training_loop import federate, start
 from fedlearn.privacy.canary_sentences import BASELINE, CanarySentences, draw_sentences, example_losses, exposures
 from fedlearn.runner.experiment import build_experiment
 from simulations.analysis.analysis_run import AnalysisRun

@@ -11,7 +11,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from fedlearn.core.records import LocalSettings
-from fedlearn.loop.training_loop import Schedule
+from fedlearn.loop.schedule import Schedule
 from fedlearn.runner.compose import CONF_DIR
 
 GIVEN_AT_BUILD = {"engine": ("data", "trainer", "rebuild")}

@@ -17,7 +17,7 @@ from fedlearn.algorithm import plain_training
 from fedlearn.core import Request, ServerState
 from fedlearn.core.records import ClientWork
 from fedlearn.errors import FedlearnError
-from fedlearn.loop.training_loop import Schedule
+from fedlearn.loop.schedule import Schedule
 from fedlearn.testing import check_twins
 from fedlearn.trainers.batching import batch_plans
 from simulations.benchmarks import bare, child, measure, speed, synthetic, tables

@@ -15,7 +15,8 @@ from fedlearn.data.download import DataSet, OfficialSource
 from fedlearn.engines.base import vector
 from fedlearn.errors import SettingError
 from fedlearn.loop.scenario import judge
-from fedlearn.loop.training_loop import Schedule, federate
+from fedlearn.loop.schedule import Schedule
+from fedlearn.loop.training_loop import federate
 from fedlearn.loop.wrappers import TrainerWrapper
 from fedlearn.testing import check_scenario
 from simulations.datasets import movielens as sources

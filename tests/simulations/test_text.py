@@ -202,7 +202,8 @@ def one_round(scenario, local, strategy, *, clients):
     from fedlearn import start
     from fedlearn.engines.base import serial
     from fedlearn.loop.scenario import judge
-    from fedlearn.loop.training_loop import Schedule, federate
+    from fedlearn.loop.schedule import Schedule
+    from fedlearn.loop.training_loop import federate
 
     engine = serial(scenario.data, scenario.trainer)
     state = start(strategy, scenario.trainer.init(1), engine, seed=1)

@@ -14,8 +14,8 @@ from fedlearn.core.arrays import as_numpy
 from fedlearn.core.records import ClientId, Examples, ServerState
 from fedlearn.errors import FedlearnError
 from fedlearn.loop.client_update import initial_client_state
+from fedlearn.loop.evaluation_round import select_evaluation_clients
 from fedlearn.loop.local_training import personal_model
-from fedlearn.loop.training_loop import select_evaluation_clients
 from fedlearn.runner.experiment import Experiment
 
 Predict = Callable[[np.ndarray], np.ndarray]
