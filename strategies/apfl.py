@@ -24,8 +24,8 @@ def apfl(*, alpha: float = 0.5, clients_per_round: int | None = None, weighting:
     require(is_share, "alpha", alpha, "a share in (0, 1]", "alpha=0.5")
     personal = PersonalModel(
         correct=lambda grad, w, w_global: alpha**2 * grad,  # gradient with respect to v of the loss of the mixture
-        start=lambda own, w_global: alpha * own + (1 - alpha) * w_global,
-        after_training=lambda own, delta: own + delta / alpha,
+        start=lambda personal, w_global: alpha * personal + (1 - alpha) * w_global,
+        after_training=lambda personal, delta: personal + delta / alpha,
     )
     local = LocalRule(personal=personal)
     return Strategy(select=uniform(clients_per_round), local=local, aggregate=mean(weighting=weighting))

@@ -37,18 +37,18 @@ class PersonalModel(NamedTuple):
     """Describe a personal model, which each client keeps beside the global model. It never leaves the client.
 
     Both models are evaluated. Before the first round of a client, its personal model is the received global model. The
-    functions use array-API arithmetic: ``own`` (the personal model) and ``delta`` are K x D, ``w_global`` is D.
+    functions use array-API arithmetic: ``personal`` (the personal model) and ``delta`` are K x D, ``w_global`` is D.
 
     Attributes:
         correct: corrects the gradient of the personal model, ``(grad, w, w_global) -> grad``. The personal model is
             trained after the global one, on the same batches. None: it is the client's model after local training.
-        start: returns the start of this training and the model for predictions, ``(own, w_global) -> model``.
-        after_training: returns the new personal model after training by ``delta``, ``(own, delta) -> own``.
+        start: returns the start of this training and the model for predictions, ``(personal, w_global) -> model``.
+        after_training: returns the new personal model after training by ``delta``, ``(personal, delta) -> personal``.
     """
 
     correct: Callable[..., Any] | None = None
-    start: Callable[[Array, Array], Array] = lambda own, w_global: own
-    after_training: Callable[[Array, Array], Array] = lambda own, delta: own + delta
+    start: Callable[[Array, Array], Array] = lambda personal, w_global: personal
+    after_training: Callable[[Array, Array], Array] = lambda personal, delta: personal + delta
 
 
 class LocalAggregation(NamedTuple):

@@ -245,9 +245,9 @@ class Strategy:
 
 def extra_names(rule: LocalRule) -> tuple[str, ...]:
     """Return the names of the vectors that a local rule sends beside the update."""
-    one = np.ones((1, 1), np.float32)
-    vectors = dict.fromkeys(rule.client_state, one) | dict.fromkeys(rule.receives, one[0])
-    return (*rule.after_training(one, np.ones(1, np.int64), 0.1, **vectors)[1], *averaged_names(rule))
+    state_KD = np.ones((1, 1), np.float32)
+    vectors = dict.fromkeys(rule.client_state, state_KD) | dict.fromkeys(rule.receives, state_KD[0])
+    return (*rule.after_training(state_KD, np.ones(1, np.int64), 0.1, **vectors)[1], *averaged_names(rule))
 
 
 def averaged_names(rule: LocalRule) -> tuple[str, ...]:

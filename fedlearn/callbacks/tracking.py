@@ -29,8 +29,8 @@ def settings_as_typed(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     scenario = config.get("scenario")
     if isinstance(scenario, Mapping):  # without copies of top-level settings, such as seed and model
-        own = {name: value for name, value in scenario.items() if name not in config}
-        config = {**config, "scenario": own}
+        missing = {name: value for name, value in scenario.items() if name not in config}
+        config = {**config, "scenario": missing}
     return dict(_settings({name: value for name, value in config.items() if name not in NOT_TRACKED}, ""))
 
 

@@ -162,10 +162,10 @@ def accept(folder: Path, file: Path, *, fingerprint: str) -> dict[str, Any]:
     sent = read_request(folder / f"{content['name']}.request.json")
     if not hmac.compare_digest(_digest(sent), content["request"]):
         raise KeysError(f"{file} approves another request\n  expected  the approval of the request in {folder}")
-    own = derive_public_key(bytes.fromhex((folder / MASKING_KEY).read_text(encoding="ascii")))
+    known_key = derive_public_key(bytes.fromhex((folder / MASKING_KEY).read_text(encoding="ascii")))
     write_private(folder / f".{IDENTITIES}", content["masking_pub"])
     try:
-        is_known = read_identities(folder / f".{IDENTITIES}").get(content["name"]) == own
+        is_known = read_identities(folder / f".{IDENTITIES}").get(content["name"]) == known_key
     except ValueError as error:
         raise KeysError(f"{file} has no valid {IDENTITIES}: {error}") from error
     finally:

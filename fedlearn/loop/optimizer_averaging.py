@@ -53,15 +53,15 @@ def _averaging(server: Transform, rule: LocalRule) -> Transform:
     """Return the server optimizer, which also keeps the mean of the optimizer states and sends it to clients."""
     names = averaged_names(rule)
 
-    def own(state: State) -> dict[str, Any]:
+    def server_state(state: State) -> dict[str, Any]:
         return {name: value for name, value in state.items() if name not in names}
 
     def update(update_D: Array, state: State, context: Context) -> tuple[Array, State]:
-        step_D, new_state = server.update(update_D, own(state), context)
+        step_D, new_state = server.update(update_D, server_state(state), context)
         return step_D, {**new_state, **{name: np.asarray(as_numpy(context.extra[name])) for name in names}}
 
     def broadcast(state: State) -> Mapping[str, Array]:
-        return {**server.broadcast(own(state)), **{name: state[name] for name in names if name in state}}
+        return {**server.broadcast(server_state(state)), **{name: state[name] for name in names if name in state}}
 
     return server._replace(update=update, broadcast=broadcast)
 

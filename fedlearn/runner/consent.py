@@ -102,5 +102,7 @@ def _is_in_working_folder(name: str) -> bool:
     if spec is None:
         return False
     places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or [])
-    own = {folder / f"{name}.py", folder / name / "__init__.py", folder / name}
-    return bool(places) and {Path(place).resolve() for place in places if place} <= {path.resolve() for path in own}
+    module_files = {folder / f"{name}.py", folder / name / "__init__.py", folder / name}
+    return bool(places) and {Path(place).resolve() for place in places if place} <= {
+        path.resolve() for path in module_files
+    }

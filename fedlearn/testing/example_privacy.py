@@ -156,7 +156,7 @@ def _summed(
     request = Request(round=1, seed=1, params_D=params_D, local=local)
     work = [ClientWork(client=client, examples=part) for part in parts]
     try:  # one client at a time, because a process pool reads the examples of each client itself
-        delta_KD = np.concatenate([as_numpy(trainer.fit(request, plain_training, [one]).delta_KD) for one in work])
+        delta_KD = np.concatenate([as_numpy(trainer.fit(request, plain_training, [item]).delta_KD) for item in work])
     except Exception as error:
         if size > 1 or isinstance(error, SettingError):
             raise
@@ -167,7 +167,7 @@ def _summed(
 
 
 def _batch(clients: Sequence[Examples]) -> Examples:
-    x, y = (np.concatenate([np.asarray(getattr(one, name)) for one in clients]) for name in ("x", "y"))
+    x, y = (np.concatenate([np.asarray(getattr(item, name)) for item in clients]) for name in ("x", "y"))
     rows = np.unique(np.linspace(0, len(y) - 1, BATCH_SIZE).astype(int))
     return Examples(x[rows], y[rows])
 

@@ -48,22 +48,22 @@ def check_trainer(trainer: Trainer, clients: Sequence[Examples], *, tolerance: f
     delta_KD = np.asarray(updates.delta_KD)
     assert np.array_equal(params_D, copy_D), "fit must not change the global model"
     assert delta_KD.shape == (len(work), size), f"fit must give shape ({len(work)}, {size}), not {delta_KD.shape}"
-    assert updates.clients_K.tolist() == [one.client for one in work], "fit must keep the order of its work"
-    assert updates.num_examples_K.tolist() == [len(one.examples) for one in work], (
+    assert updates.clients_K.tolist() == [item.client for item in work], "fit must keep the order of its work"
+    assert updates.num_examples_K.tolist() == [len(item.examples) for item in work], (
         "fit must count the examples of each client"
     )
-    assert updates.metrics["loss"].count_K.tolist() == [2 * len(one.examples) for one in work], (
+    assert updates.metrics["loss"].count_K.tolist() == [2 * len(item.examples) for item in work], (
         "2 epochs use each example twice"
     )
     assert np.array_equal(delta_KD, np.asarray(trainer.fit(request, plain_training, work).delta_KD)), (
         "fit must be reproducible"
     )
-    alone_KD = [np.asarray(trainer.fit(request, plain_training, [one]).delta_KD)[0] for one in work]
+    alone_KD = [np.asarray(trainer.fit(request, plain_training, [item]).delta_KD)[0] for item in work]
     assert is_close(delta_KD, np.stack(alone_KD), tolerance), "a client's update must not depend on its block"
-    aged = [one._replace(round=k) for k, one in enumerate(work)]
-    apart = [trainer.fit(replace(request, round=k), plain_training, [one]).delta_KD[0] for k, one in enumerate(work)]
+    aged = [item._replace(round=k) for k, item in enumerate(work)]
+    apart = [trainer.fit(replace(request, round=k), plain_training, [item]).delta_KD[0] for k, item in enumerate(work)]
     same = is_close(
-        trainer.fit(request, plain_training, aged).delta_KD, np.stack([np.asarray(one) for one in apart]), tolerance
+        trainer.fit(request, plain_training, aged).delta_KD, np.stack([np.asarray(item) for item in apart]), tolerance
     )
     assert same, "a client's random numbers must follow from the round of its ClientWork"
     _check_settings(trainer, request, work, delta_KD)

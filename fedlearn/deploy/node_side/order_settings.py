@@ -88,8 +88,10 @@ class OrderSettings:
 
     def _scenario(self, chosen: Any) -> dict[str, Any]:
         bounds = self._accepted("scenario", chosen, self.scenarios, "scenario")
-        own = {name: bound for name, bound in bounds.items() if name.partition(".")[0] not in ("model", "partition")}
-        resolved = self._option("scenario", chosen, own, "scenario")
+        bounds_of_scenario = {
+            name: bound for name, bound in bounds.items() if name.partition(".")[0] not in ("model", "partition")
+        }
+        resolved = self._option("scenario", chosen, bounds_of_scenario, "scenario")
         parts = chosen if isinstance(chosen, dict) else {}
         partition = option_name(parts.get("partition"))
         if "partition" not in bounds and partition not in (None, *DEFAULT_PARTITIONS):

@@ -238,9 +238,9 @@ def _state(module: nn.Module) -> dict[str, Any]:
     """Return all values of a module that a forward pass could change, by name."""
     values: dict[str, Any] = {}
     for path, part in module.named_modules():
-        own = {**part._parameters, **part._buffers, **{k: v for k, v in vars(part).items() if k not in INTERNAL}}
+        attributes = {**part._parameters, **part._buffers, **{k: v for k, v in vars(part).items() if k not in INTERNAL}}
         owner = without_prefix(path) or describe_module("", part)
-        values |= {f"{owner}.{name}": _snapshot(value) for name, value in own.items()}
+        values |= {f"{owner}.{name}": _snapshot(value) for name, value in attributes.items()}
     return values
 
 

@@ -282,9 +282,12 @@ class TorchTrainer:
         if self._runs_in_vmap:
             return True
         try:
-            one = slice(0, 1)
+            first_client = slice(0, 1)
             first = replace(
-                job, work=job.work[one], plan_KSB=job.plan_KSB[one, :1], steps_K=np.minimum(job.steps_K[one], 1)
+                job,
+                work=job.work[first_client],
+                plan_KSB=job.plan_KSB[first_client, :1],
+                steps_K=np.minimum(job.steps_K[first_client], 1),
             )
             self._block_steps.fit(first)
             self._runs_in_vmap = True
