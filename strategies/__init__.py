@@ -36,6 +36,7 @@ from strategies.fedspeed import fedspeed
 from strategies.fedtrimmedavg import fedtrimmedavg
 from strategies.fedyogi import fedyogi
 from strategies.ffa_lora import ffa_lora
+from strategies.flora import flora
 from strategies.fltrust import fltrust
 from strategies.ifca import ifca
 from strategies.krum import krum
@@ -88,6 +89,7 @@ __all__ = [
     "fedtrimmedavg",
     "fedyogi",
     "ffa_lora",
+    "flora",
     "fltrust",
     "ifca",
     "krum",

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedlearn.core.layout import Layout
 from fedlearn.core.named_option import describe_option, option_name
 from fedlearn.core.optimizers import state_names
-from fedlearn.core.records import Array, LocalSettings, State
+from fedlearn.core.records import Array, ClientId, LocalSettings, State
 from fedlearn.errors import SettingError, require
 
 GradientAt = Callable[[Array], Array]  # returns the gradient of a batch at parameters (D,), see `LocalRule.gradient`
@@ -117,6 +118,9 @@ class LocalRule(NamedTuple):
         averages_optimizer: whether clients send these vectors to the server, which averages them.
         aggregation: adaptive local aggregation before local training; needs ``personal``. None: start at the received
             model.
+        start: returns the parameters at which a client starts local training, ``(layout, w_global, client) -> w``, with
+            the layout of the model. The update is the difference to them, and the server calls it too. It does not
+            change ``w_global``. None: start at the received model.
     """
 
     correct: Callable[..., Any] = _gradient
@@ -139,18 +143,20 @@ class LocalRule(NamedTuple):
     optimizer_state: tuple[str, ...] = ()
     averages_optimizer: bool = False
     aggregation: LocalAggregation | None = None
+    start: Callable[[Layout, Array, ClientId], Array] | None = None
 
     @property
     def supports_mixed_rounds(self) -> bool:
         """True if clients with different received models can train as one block.
 
         Such a rule trains each client once, from the received model. Rules with personal parameters, a personal model
-        that trains, `evaluate_models`, a penalty, a gradient of their own, or local aggregation do not.
+        that trains, `evaluate_models`, a penalty, a gradient of their own, local aggregation, or `start` do not.
         """
         trains_personal = self.personal is not None and self.personal.correct is not None
         trains_again = self.personal_parameters or self.personal_epochs or trains_personal or self.evaluate_models
         changes_steps = self.penalty is not None or self.gradient is not None
-        return not (trains_again or changes_steps or self.aggregation is not None)
+        changes_start = self.aggregation is not None or self.start is not None
+        return not (trains_again or changes_steps or changes_start)
 
     @property
     def unshared_parameters(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from fedlearn.algorithm.local_rule import LocalRule, plain_training
 from fedlearn.algorithm.server_optimizers import sgd
 from fedlearn.algorithm.staleness import Asynchrony
 from fedlearn.algorithm.transforms import Codec, Stage, Transform
+from fedlearn.core.adapters import is_mergeable
 from fedlearn.core.layout import Layout
 from fedlearn.core.optimizers import STEPS
 from fedlearn.core.privacy_guarantee import PrivacyGuarantee
@@ -41,6 +42,8 @@ class Strategy:
         asynchrony: settings of an asynchronous strategy; None works in rounds.
         root: the root dataset of the server; None for none.
         buffers: policy for the buffers of a model, set by `with_buffer_policy`; ``refuse`` allows no buffers.
+        merges_adapters: whether the server merges adapters into matrices of the model that clients do not send; see
+            `fedlearn.core.adapters`. The aggregator then returns an update of all parameters.
 
     Raises:
         CompositionError: the parts do not fit together, or their privacy claim would be wrong.
@@ -55,6 +58,7 @@ class Strategy:
     asynchrony: Asynchrony | None = None
     root: RootDataset | None = None
     buffers: str = "refuse"
+    merges_adapters: bool = False
 
     @property
     def codec(self) -> Codec | None:
@@ -73,10 +77,13 @@ class Strategy:
         """Return the layout of updates: the layout of the model without personal and frozen parameters.
 
         Raises:
-            SettingError: no parameter is left to share, a pattern matches no parameter, or the model has buffers and
-                there is no policy for them.
+            SettingError: no parameter is left to share, or a pattern matches no parameter. Or the model has buffers
+                without a policy for them, or no adapters that the strategy can merge.
         """
         _refuse_buffers(layout, self.buffers)
+        can_merge = not self.merges_adapters or is_mergeable(layout)
+        expected = "true, for a pretrained model: this strategy merges adapters"
+        require(can_merge, "model.mergeable", False, expected, "model.mergeable=true")
         personal, frozen = self.local.personal_parameters, self.local.frozen_parameters
         layout.positions(personal)
         layout.positions(frozen, setting="strategy.frozen_parameters")
@@ -172,6 +179,11 @@ class Strategy:
             "the strategy draws the number of local steps per round, but an asynchronous strategy has no rounds",
             "asynchrony=None",
         )
+        _refuse_if(
+            self.merges_adapters or self.local.start is not None,
+            "the server needs the model at which a client started, but an asynchronous strategy does not keep it",
+            "asynchrony=None",
+        )
         law = self.select.law
         _refuse_if(
             law is None or law.kind != "all",
@@ -203,6 +215,13 @@ class Strategy:
             "local aggregation starts at a mixture of two models, but personal parameters, buffers=local and "
             "evaluate_models start at other models",
             "personal_parameters=(), evaluate_models=() and buffers=average",
+        )
+        _refuse_if(
+            rule.start is not None
+            and bool(rule.personal_parameters or rule.personal or rule.evaluate_models or rule.aggregation),
+            "the rule chooses the start of local training, but personal models, evaluate_models or local aggregation "
+            "start at other models",
+            "start=None",
         )
         _refuse_if(
             self.privacy_guarantee is not None and bool(rule.evaluate_models),

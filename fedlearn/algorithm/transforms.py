@@ -38,6 +38,7 @@ class Context:
             number, and 0 if the privacy mechanism withholds it.
         params_D: global model at the start of the round; on the server only.
         layout: layout of the updates; on the server only.
+        model_layout: layout of ``params_D``, with the parameters that no update contains; on the server only.
         deployed: True if clients are real. Noise then comes from the operating system, not from ``seed``.
         staleness_K: server steps since each client got its model; asynchronous strategies only.
         sent_D: mean of the models that were sent to these clients; asynchronous strategies only.
@@ -59,6 +60,7 @@ class Context:
     num_steps: float = 0.0
     params_D: Array = None
     layout: Layout | None = None
+    model_layout: Layout | None = None
     deployed: bool = False
     staleness_K: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     sent_D: Array = None

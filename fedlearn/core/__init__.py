@@ -1,5 +1,6 @@
 """Shared definitions of the library: records, model layout, random streams, metrics and the privacy ledger."""
 
+from fedlearn.core.adapters import find_adapters
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.layout import Layout, Leaf, default_initial_parameters, random_parameters
 from fedlearn.core.privacy_guarantee import Neighbors, PrivacyGuarantee, Release
@@ -66,6 +67,7 @@ __all__ = [
     "Updates",
     "default_initial_parameters",
     "event_history",
+    "find_adapters",
     "generator",
     "random_parameters",
 ]

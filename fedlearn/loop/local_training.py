@@ -71,6 +71,8 @@ def train(trainer: Trainer, rule: LocalRule, request: Request, work: Sequence[Cl
     layout = trainer.layout
     work = receive_states(rule, request, work) if rule.averages_optimizer else work
     losses, best_K = _evaluate_models(trainer, rule, request, work)
+    if rule.start is not None:
+        work = [item._replace(start_D=rule.start(layout, as_numpy(request.params_D), item.client)) for item in work]
     if rule.personal_parameters or rule.evaluate_models:
         work = [_with_start(rule, layout, request, item, name) for item, name in zip(work, best_K, strict=True)]
     state: dict[str, Any] = {}

@@ -43,6 +43,8 @@ def require_settings(rule: LocalRule, local: LocalSettings) -> None:
     require(dp is None or not rule.has_custom_loss, "local.example_dp", dp, expected, "strategy=fedavg")
     expected = "null, because this strategy takes several gradients per step, and DP-SGD accounts for one"
     require(dp is None or rule.gradient is None, "local.example_dp", dp, expected, "strategy=fedavg")
+    expected = "null, because the noise would fill the parameters that clients of a lower rank leave at zero"
+    require(dp is None or rule.start is None, "local.example_dp", dp, expected, "strategy.ranks=null")
     expected = "null, because the penalty of this strategy compares all examples of a batch"
     is_whole = size is None or not rule.couples_examples
     require(is_whole, "local.micro_batch_size", size, expected, "local.micro_batch_size=null")

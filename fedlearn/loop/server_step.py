@@ -21,7 +21,8 @@ def server_step(
 ) -> tuple[Array, State, tuple[State, ...]]:
     """Apply the server halves of the stages in reverse order, then the server optimizer. Return model and states.
 
-    The global model keeps its values for personal parameters, because clients do not send them.
+    The global model keeps its values for personal and frozen parameters, because clients do not send them. With
+    `Strategy.merges_adapters`, the aggregate has all parameters.
 
     Args:
         strategy: the algorithm.
@@ -39,7 +40,8 @@ def server_step(
     stages = list(state.stages)
     for i in reversed(range(len(strategy.stages))):
         update_D, stages[i] = strategy.stages[i].server.update(update_D, stages[i], context)
-    if unshared := strategy.local.unshared_parameters:
+    unshared = strategy.local.unshared_parameters
+    if unshared and not strategy.merges_adapters:
         update_D = _pad_with_zeros(update_D, layout.positions(unshared), layout.num_parameters)
     step_D, server = strategy.server.update(update_D, state.server, context)
     if strategy.buffers == "average":

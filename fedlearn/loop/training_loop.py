@@ -296,6 +296,7 @@ def _finish_round(
         num_steps=_mean_steps(request, partial, withheld=withheld),
         params_D=state.params_D,
         layout=strategy.shared_layout(engine.layout),
+        model_layout=engine.layout,
         deployed=engine.deployed,
         **_received_models(strategy, engine.layout, request, partial.clients),
         **async_values,

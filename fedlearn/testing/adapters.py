@@ -7,44 +7,45 @@ from __future__ import annotations
 
 import numpy as np
 
+from fedlearn.core.adapters import LORA_A, LORA_B, LORA_MERGED
 from fedlearn.core.layout import Layout
 from fedlearn.trainers.base import BaseTrainer
 
-BASE, FACTOR_A, FACTOR_B = "layer.base_layer.weight", "layer.lora_A.weight", "layer.lora_B.weight"
+FACTOR_A, FACTOR_B, MERGED = (f"layer{ending}" for ending in (LORA_A, LORA_B, LORA_MERGED))
 
 
 class AdapterTrainer(BaseTrainer):
-    """Classify with ``x (W + s B A)^T``: a matrix W and an adapter. B starts at 0.
+    """Classify with ``x (s (M + B A))^T``: an adapter, and a matrix M for merged adapters. B and M start at 0.
 
     Args:
         num_features: number of features of an example.
         num_classes: number of classes.
         rank: rank of the adapter.
         scale: factor s of the adapter.
-        has_base: whether W is in the vector; otherwise it is 0.
+        is_mergeable: whether the model has M; otherwise it is 0.
     """
 
     supports_dp_sgd = True
 
     def __init__(
-        self, num_features: int, num_classes: int, *, rank: int = 2, scale: float = 1.0, has_base: bool = False
+        self, num_features: int, num_classes: int, *, rank: int = 2, scale: float = 1.0, is_mergeable: bool = False
     ) -> None:
         self.scale, self._zeros_CF = scale, np.zeros((num_classes, num_features))
         shapes = {FACTOR_A: (rank, num_features), FACTOR_B: (num_classes, rank)}
-        self.layout = Layout.from_shapes(
-            {**shapes, **({BASE: (num_classes, num_features)} if has_base else {})}.items()
-        )
+        merged = {MERGED: (num_classes, num_features)} if is_mergeable else {}
+        self.layout = Layout.from_shapes({**shapes, **merged}.items())
 
     def init(self, seed: int) -> np.ndarray:
-        """Return initial parameters: B is 0, and all others are in torch's default distribution."""
+        """Return initial parameters: A is in torch's default distribution, and the others are 0."""
         params_D = super().init(seed)
-        params_D[self.layout.slices[FACTOR_B]] = 0
+        for name in {FACTOR_B, MERGED} & self.layout.slices.keys():
+            params_D[self.layout.slices[name]] = 0
         return params_D
 
     def product(self, params_D: np.ndarray) -> np.ndarray:
-        """Return the matrix of the layer, ``W + s B A``, in float64."""
+        """Return the matrix of the layer, ``s (M + B A)``, in float64."""
         leaves = {name: leaf.astype(np.float64) for name, leaf in self.layout.unpack(np.asarray(params_D)).items()}
-        return leaves.get(BASE, self._zeros_CF) + self.scale * leaves[FACTOR_B] @ leaves[FACTOR_A]
+        return self.scale * (leaves.get(MERGED, self._zeros_CF) + leaves[FACTOR_B] @ leaves[FACTOR_A])
 
     def outputs(self, params_D: np.ndarray, x: np.ndarray) -> np.ndarray:
         """Return the logits, ``(N, C)``."""
@@ -62,7 +63,7 @@ class AdapterTrainer(BaseTrainer):
         gradients = {
             FACTOR_A: self.scale * leaves[FACTOR_B].T @ slope_NCF,
             FACTOR_B: self.scale * slope_NCF @ leaves[FACTOR_A].T,
-            BASE: slope_NCF,
+            MERGED: self.scale * slope_NCF,
         }
         flat = [gradients[leaf.name].reshape(len(x), -1) for leaf in self.layout.leaves]
         return -log_NC[rows, y], np.concatenate(flat, axis=1)

@@ -19,6 +19,7 @@ from fedlearn.core.layout import Layout
 from fedlearn.core.records import Examples, LocalSettings
 from fedlearn.loop.protocols import Trainer
 from fedlearn.robust.root_dataset import with_root_dataset
+from fedlearn.testing.adapters import AdapterTrainer
 from fedlearn.testing.networks import HiddenLayerTrainer
 from fedlearn.trainers.base import BaseTrainer
 
@@ -88,10 +89,12 @@ def problem_for(strategy: Strategy) -> tuple[FederatedData, Trainer]:
     """Return data and a trainer that meet the stated needs of a strategy.
 
     A strategy may need a number of clients (cohort or buffer), classes, or features of a hidden layer. It may also need
-    names of personal or frozen parameters, or root examples.
+    names of personal or frozen parameters, adapters that a server merges, or root examples.
     """
     rule, num_clients = strategy.local, num_clients_for(strategy)
     linear = LinearTrainer(3)
+    if strategy.merges_adapters:
+        return class_problem(num_clients=num_clients), AdapterTrainer(3, 3, is_mergeable=True)
     if rule.has_custom_loss or not _can_share(linear.layout, rule.unshared_parameters):
         data = class_problem(num_clients=num_clients)
         trainer: Trainer = HiddenLayerTrainer(3, 3, shifts=_missing_names(rule.unshared_parameters))

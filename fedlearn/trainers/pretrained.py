@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from fedlearn.core.adapters import LORA_B, LORA_MERGED
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.layout import Layout, default_initial_parameters
 from fedlearn.data.pretrained_files import PretrainedFiles, find_pretrained
@@ -26,7 +27,6 @@ from fedlearn.loop.scenario import Network
 
 ADAPTERS = ("lora", "full", "head")
 CAUSAL, TOKENS = "causal_lm", "token_classification"  # tasks with networks of their own; others classify whole texts
-LORA_A, LORA_B = ".lora_A.default.weight", ".lora_B.default.weight"  # endings of the names of adapters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,8 @@ class PretrainedModel:
             tuned only if all layers are.
         dropout: dropout rate at the inputs of adapters and head, in [0, 1), default 0. The base has no dropout.
         gradient_checkpointing: whether the backward pass computes activations again, which saves memory.
+        mergeable: whether each adapted map also has a matrix M, ``W x + alpha / r (M + B A) x``, into which a server
+            merges adapters; needed by the strategy ``flora``. M starts at zero, and clients receive it each round.
 
     Raises:
         SettingError: a setting is out of range.
@@ -67,6 +69,7 @@ class PretrainedModel:
     layers: int | None = None
     dropout: float = 0.0
     gradient_checkpointing: bool = False
+    mergeable: bool = False
 
     def __post_init__(self) -> None:
         is_path = isinstance(self.path, str) and bool(self.path.strip())
@@ -82,6 +85,8 @@ class PretrainedModel:
         require(is_depth, "model.layers", self.layers, "a whole number >= 1, or null for all layers", "model.layers=3")
         is_share = is_number(self.dropout, at_least=0, below=1)
         require(is_share, "model.dropout", self.dropout, "a number in [0, 1)", "model.dropout=0.1")
+        is_possible = not self.mergeable or self.adapter == "lora"
+        require(is_possible, "model.mergeable", self.mergeable, "false without adapters", "model.mergeable=false")
 
     def find(self) -> PretrainedFiles:
         """Return the verified files of the model. See `fedlearn.data.pretrained_files.find_pretrained`."""
@@ -95,7 +100,8 @@ class PretrainedModel:
             f" on {self.targets if isinstance(self.targets, str) else ', '.join(self.targets)}" if self.targets else ""
         )
         depth = f", {self.layers} layers" if self.layers is not None and self.adapter != "head" else ""
-        return f"{files.name} ({files.digest[:12]}), {tuned}{where if self.adapter == 'lora' else ''}{depth}"
+        kind = f"{where}{', mergeable' if self.mergeable else ''}" if self.adapter == "lora" else ""
+        return f"{files.name} ({files.digest[:12]}), {tuned}{kind}{depth}"
 
 
 def _names(value: Any) -> Any:
@@ -173,7 +179,8 @@ def _build(
 def initial_values(pretrained: Mapping[str, np.ndarray], layout: Layout, rng: np.random.Generator) -> np.ndarray:
     """Return the initial parameters.
 
-    Parameters of the checkpoint keep their values. Matrices B of adapters are zero. All others are drawn by default.
+    Parameters of the checkpoint keep their values. Matrices B of adapters and merged matrices are zero. All others are
+    drawn by default.
 
     Args:
         pretrained: values of the checkpoint, by name in the layout.
@@ -184,7 +191,7 @@ def initial_values(pretrained: Mapping[str, np.ndarray], layout: Layout, rng: np
     for name, tensor in tensors.items():
         if name in pretrained:
             tensor[...] = pretrained[name]
-        elif name.endswith(LORA_B):
+        elif name.endswith((LORA_B, LORA_MERGED)):
             tensor[...] = 0
     return layout.pack(tensors)
 

@@ -64,7 +64,7 @@ def published():
     import strategies
 
     names = set(strategies.__all__) - {"feddecorr", "fedgkd", "fedlc", "fedntd", "moon"}  # need classes
-    names -= {"fedit", "fedsa_lora", "ffa_lora"}  # need adapters
+    names -= {"fedit", "fedsa_lora", "ffa_lora", "flora"}  # need adapters
     takes = {name: signature(getattr(strategies, name)).parameters for name in sorted(names)}
     keeps = {
         name: {"personal_parameters": "out.bias"} if "personal_parameters" in taken else {}

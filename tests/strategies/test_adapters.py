@@ -7,16 +7,16 @@ import pytest
 
 import strategies
 from fedlearn import Examples, LocalSettings, Schedule, SettingError, federate, serial, start, vector
-from fedlearn.algorithm import LocalRule, Strategy, everyone, identity
+from fedlearn.algorithm import CompositionError, LocalRule, Strategy, everyone, identity, stacked
 from fedlearn.core import ExampleDP
 from fedlearn.core.records import ClientWork, Request
 from fedlearn.loop.client_update import initial_client_state
-from fedlearn.loop.local_training import PERSONAL_PARAMETERS
+from fedlearn.loop.local_training import PERSONAL_PARAMETERS, train
 from fedlearn.loop.training_loop import next_request
-from fedlearn.privacy.mechanisms import central, distributed, example, secagg
+from fedlearn.privacy.mechanisms import central, distributed, example, ftrl, secagg
 from fedlearn.privacy.mechanisms.base import Population
-from fedlearn.testing import LinearTrainer, linear_problem
-from fedlearn.testing.adapters import FACTOR_A, FACTOR_B, AdapterTrainer
+from fedlearn.testing import LinearTrainer, check_strategy, linear_problem
+from fedlearn.testing.adapters import FACTOR_A, FACTOR_B, MERGED, AdapterTrainer
 from fedlearn.testing.problems import class_problem
 from simulations import models
 
@@ -113,6 +113,7 @@ MECHANISMS = {
     "distributed": distributed(noise_multiplier=1.0),
     "example": example(noise_multiplier=1.0),
 }
+SUMS = {**MECHANISMS, "ftrl": ftrl(noise_multiplier=1.0)}
 BUILDERS = ("fedit", "ffa_lora", "fedsa_lora", "diloco")
 QUICK = {("ffa_lora", "central"), ("ffa_lora", "distributed"), ("fedsa_lora", "example"), ("fedit", "secagg")}
 COMBINATIONS = [
@@ -244,3 +245,129 @@ def test_a_model_without_adapters_is_refused_with_its_names():
     ):
         with pytest.raises(SettingError, match=f"strategy.{setting} is .*lora"):
             run(builder(), linear_problem(), LinearTrainer(3))
+
+
+# FLoRA: adapters of different ranks.
+
+RANKS = (1, 2, 4)
+
+
+def mergeable_problem(num_clients=6, rank=4, **settings):
+    return problem(num_clients, rank=rank, scale=2.0, is_mergeable=True, **settings)
+
+
+def products_of_ranks(strategy, data, trainer, params_D):
+    """Return the matrix of the layer after local training at each client, and the number of its trained factors."""
+    used = serial(data, trainer)
+    request = next_request(strategy, used, start(strategy, params_D, used, seed=1), LOCAL)
+    work = [
+        ClientWork(c, data.train(c), initial_client_state(strategy, trainer.layout, params_D)) for c in data.clients
+    ]
+    starts = [strategy.local.start(trainer.layout, params_D, c) for c in data.clients]
+    models = [s + d for s, d in zip(starts, train(trainer, strategy.local, request, work).delta_KD, strict=True)]
+    ranks = [int(trainer.layout.unpack(model)[FACTOR_A].any(axis=1).sum()) for model in models]
+    return np.stack([trainer.product(model) for model in models]), ranks
+
+
+@pytest.mark.parametrize("weighting", ["equal", "examples"])
+def test_flora_aggregates_the_products_of_different_ranks_exactly(weighting):
+    data, trainer = mergeable_problem()
+    strategy = strategies.flora(ranks=RANKS, weighting=weighting)
+    params_D = run(strategy, data, trainer, rounds=2)[0].state.params_D
+    products, ranks = products_of_ranks(strategy, data, trainer, params_D)
+    assert ranks == [1, 2, 4, 1, 2, 4]
+    sizes = [len(data.train(c)) if weighting == "examples" else 1 for c in data.clients]
+    exact = np.average(products, axis=0, weights=sizes)
+    end_D = run(strategy, data, trainer, params_D=params_D)[0].state.params_D
+    assert np.abs(trainer.product(end_D) - exact).max() < 1e-5 * np.abs(exact - trainer.product(params_D)).max()
+    assert np.linalg.matrix_rank(exact - trainer.product(params_D), tol=1e-5) > 2  # the stack has a higher rank
+
+
+def test_the_mean_of_padded_factors_differs_from_the_stack():
+    data, trainer = mergeable_problem()
+    strategy = strategies.flora(ranks=RANKS, **EXACT)
+    params_D = np.asarray(trainer.init(1))
+    products, _ = products_of_ranks(strategy, data, trainer, params_D)
+    padded = replace(
+        strategies.fedit(**EXACT),
+        local=strategy.local,
+        stages=(),
+        aggregate=mean_of_models(strategy, trainer, params_D),
+    )
+    end_D = run(padded, data, trainer, params_D=params_D)[0].state.params_D
+    assert np.abs(trainer.product(end_D) - products.mean(axis=0)).max() > 1e-2 * np.abs(products).max()
+
+
+def mean_of_models(strategy, trainer, params_D):
+    """Return an aggregator that takes the mean of zero-padded factors, as FedIT with different ranks would."""
+    shared = strategy.shared_positions(trainer.layout)
+
+    def rule(updates, state, context):
+        starts = [strategy.local.start(trainer.layout, params_D, c)[shared] for c in updates.clients_K]
+        return (np.stack(starts) + updates.delta_KD).mean(axis=0) - params_D[shared], state
+
+    return stacked(rule, reads=("clients_K",))
+
+
+def test_flora_starts_each_round_with_a_fresh_adapter_and_sends_no_merged_matrix():
+    data, trainer = mergeable_problem()
+    strategy, used = strategies.flora(ranks=RANKS), serial(data, trainer)
+    state, firsts = start(strategy, trainer.init(1), used, seed=1), []
+    for done in federate(strategy, used, state, schedule=Schedule(rounds=3), local=LOCAL):
+        leaves = trainer.layout.unpack(np.asarray(done.state.params_D))
+        assert not leaves[FACTOR_B].any()
+        assert leaves[MERGED].any()
+        assert done.bytes_up == 6 * 4 * (leaves[FACTOR_A].size + leaves[FACTOR_B].size)
+        firsts.append(leaves[FACTOR_A])
+    assert all(np.abs(a - b).max() > 0.1 for i, a in enumerate(firsts) for b in firsts[:i])
+
+
+def test_flora_with_equal_ranks_is_the_exact_mean_of_fedit_products():
+    data, trainer = mergeable_problem()
+    ends = [
+        run(strategy, data, trainer)[0].state.params_D
+        for strategy in (strategies.flora(), strategies.flora(ranks=[4]), strategies.flora(ranks=(4, 4)))
+    ]
+    assert all(np.array_equal(ends[0], end) for end in ends)
+
+
+@pytest.mark.framework
+def test_flora_keeps_the_guarantees_of_a_strategy_with_different_ranks():
+    data, trainer = mergeable_problem(num_clients=12)
+    check_strategy(strategies.flora(ranks=RANKS, clients_per_round=9), data=data, trainer=trainer)
+
+
+@pytest.mark.parametrize("ranks", [[], [0], [1.5], "4", [True]])
+def test_flora_refuses_ranks_that_are_no_counts(ranks):
+    with pytest.raises(SettingError, match="ranks"):
+        strategies.flora(ranks=ranks)
+
+
+def test_flora_names_the_settings_of_the_model_that_it_needs():
+    data, trainer = problem()
+    with pytest.raises(SettingError, match=r"model.mergeable is False(.|\n)*try +model.mergeable=true"):
+        run(strategies.flora(), data, trainer)
+    data, trainer = mergeable_problem(rank=2)
+    with pytest.raises(SettingError, match=r"strategy.ranks is \[1, 2, 4\](.|\n)*at most 2(.|\n)*model.rank=4"):
+        run(strategies.flora(ranks=RANKS), data, trainer)
+
+
+@pytest.mark.parametrize("kind", ["central", "secagg", "distributed", "ftrl"])
+def test_flora_refuses_mechanisms_that_need_a_sum_of_updates(kind):
+    population = Population(clients=range(6), rounds=2)
+    message = r"multiplies the factors of each client(.|\n)*strategy=ffa_lora"
+    with pytest.raises(CompositionError, match=message):
+        SUMS[kind].protect(strategies.flora(ranks=RANKS, clients_per_round=6), LOCAL, population)
+
+
+def test_flora_with_dp_sgd_needs_equal_ranks():
+    data, trainer = mergeable_problem()
+    population = Population(clients=data.clients, rounds=2)
+    for ranks in (None, RANKS):
+        strategy = strategies.flora(ranks=ranks, clients_per_round=6)
+        strategy, local = MECHANISMS["example"].protect(strategy, replace(LOCAL, steps=2), population)
+        if ranks is None:
+            assert np.isfinite(run(strategy, data, trainer, local=local)[0].state.params_D).all()
+            continue
+        with pytest.raises(SettingError, match=r"local.example_dp(.|\n)*strategy.ranks=null"):
+            run(strategy, data, trainer, local=local)

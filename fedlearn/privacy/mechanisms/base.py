@@ -160,6 +160,8 @@ def refuse_unequal_weights(strategy: Strategy, kind: str) -> None:
     aggregate = strategy.aggregate
     reason = f"privacy={kind} needs an equally weighted mean, but here clients with many examples have more weight"
     refuse_if(aggregate.is_sum and aggregate.sensitivity is None, reason, "strategy.weighting=equal")
+    reason = f"privacy={kind} needs a mean of updates, but the server multiplies the factors of each client"
+    refuse_if(strategy.merges_adapters, reason, "strategy=ffa_lora strategy.weighting=equal, or privacy=local")
     reason = f"privacy={kind} needs a mean, but the sensitivity of this aggregate (a median, a robust rule) is unknown"
     refuse_if(not aggregate.is_sum, reason, "strategy=fedavg strategy.weighting=equal, or privacy=local")
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from fedlearn.core.adapters import LORA_A
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.inputs import join_inputs
 from fedlearn.core.records import Array
@@ -72,6 +73,8 @@ def build_model(model: PretrainedModel, files: PretrainedFiles, *, task: str, nu
     names = {name for name, _ in module.named_parameters()} - missing
     if model.adapter == "lora":
         _add_adapters(module, model, head)
+    if model.mergeable:
+        _add_merged_matrices(module)
     tuned = set(head) | (_tuned_layers(module, model) if model.adapter == "full" else set())
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in tuned or ".lora_" in name)
@@ -335,6 +338,20 @@ def _add_adapters(module: nn.Module, model: PretrainedModel, head: Sequence[str]
         maps = sorted({name.rpartition(".")[2] for name, part in module.named_modules() if isinstance(part, nn.Linear)})
         expected = f"names of affine maps of the model, such as {', '.join(maps[:8])}, or all-linear"
         raise SettingError("model.targets", model.targets, expected, "model.targets=all-linear") from error
+
+
+def _add_merged_matrices(module: nn.Module) -> None:
+    """Add a matrix M to each adapted map, at zero: its output gets the summand ``alpha / r M x``."""
+    layers = [name.removesuffix(LORA_A) for name, _ in module.named_parameters() if name.endswith(LORA_A)]
+    for layer in map(module.get_submodule, layers):
+        adapted: Any = layer
+        adapted.lora_merged = nn.Linear(adapted.in_features, adapted.out_features, bias=False)
+        nn.init.zeros_(adapted.lora_merged.weight)
+        layer.register_forward_hook(_add_merged)
+
+
+def _add_merged(layer: Any, inputs: tuple[Any, ...], output: Any) -> Any:
+    return output + layer.scaling["default"] * layer.lora_merged(inputs[0])
 
 
 def lora_config(module: nn.Module, model: PretrainedModel, head: Sequence[str]) -> dict[str, Any]:

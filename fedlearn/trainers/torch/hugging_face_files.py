@@ -33,6 +33,8 @@ def save_adapter(trainer: HuggingFaceTrainer, params_D: Any, folder: Path, class
     model = trainer.pretrained
     expected = "merged, because the model has no adapters"
     require(model.adapter == "lora", "format", "adapter", expected, "format=merged")
+    expected = "merged, because the server has merged adapters of higher rank into the model"
+    require(not model.mergeable, "format", "adapter", expected, "format=merged")
     from peft import LoraConfig
 
     config = LoraConfig(
@@ -88,6 +90,7 @@ def merge(module: nn.Module) -> nn.Module:
     for name, part in list(module.named_modules()):
         if isinstance(part, LoraLayer):
             part.merge()
+            _add_merged_matrix(part)
             parent, _, last = name.rpartition(".")
             setattr(module.get_submodule(parent), last, part.get_base_layer())
     if hasattr(module, "peft_config"):
@@ -95,3 +98,11 @@ def merge(module: nn.Module) -> nn.Module:
     if getattr(module, "_hf_peft_config_loaded", False):
         setattr(module, "_hf_peft_config_loaded", False)  # noqa: B010 - a field of transformers that types do not know
     return module
+
+
+def _add_merged_matrix(layer: Any) -> None:
+    """Add the matrix M of a mergeable adapter to the weight of its map."""
+    if not hasattr(layer, "lora_merged"):
+        return
+    weight, change = layer.get_base_layer().weight, layer.scaling["default"] * layer.lora_merged.weight
+    weight.data += change.data.T if layer.fan_in_fan_out else change.data

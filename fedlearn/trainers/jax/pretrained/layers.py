@@ -30,6 +30,7 @@ class ForwardPass:
         params: all parameters of the base model, by their names in transformers. Frozen ones may have any type.
         dtype: type of the computation.
         adapters: matrices A and B of each adapted layer.
+        merged: matrix M of each mergeable layer.
         scale: factor of the outputs of adapters.
         adapter_dropout: dropout rate at the inputs of adapters.
         head_dropout: dropout rate at the inputs of the head.
@@ -40,6 +41,7 @@ class ForwardPass:
     params: Mapping[str, jax.Array]
     dtype: jnp.dtype
     adapters: Mapping[str, tuple[jax.Array, jax.Array]] = field(default_factory=dict)
+    merged: Mapping[str, jax.Array] = field(default_factory=dict)
     scale: float = 1.0
     adapter_dropout: float = 0.0
     head_dropout: float = 0.0
@@ -67,6 +69,8 @@ class ForwardPass:
             y = y + self.get(f"{name}.bias")
         if name not in self.adapters:
             return y
+        if name in self.merged:
+            y = y + self.scale * (x @ self.merged[name].astype(self.dtype).T)
         low, high = (matrix.astype(self.dtype) for matrix in self.adapters[name])
         return y + self.scale * (self.dropout(x, self.adapter_dropout) @ low.T @ high.T)
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 
+from fedlearn.core.adapters import LORA_A, LORA_B, LORA_MERGED
 from fedlearn.errors import require
-from fedlearn.trainers.pretrained import LORA_A, LORA_B, PretrainedModel
+from fedlearn.trainers.pretrained import PretrainedModel
 
 DEFAULT_TARGETS: Mapping[str, tuple[str, ...]] = {  # as in peft
     **dict.fromkeys(("bert", "roberta"), ("query", "value")),
@@ -19,9 +20,10 @@ DEFAULT_TARGETS: Mapping[str, tuple[str, ...]] = {  # as in peft
 LAYER = re.compile(r"\.(?:layer|layers|h)\.(\d+)\.")  # number of the layer in the name of a parameter
 
 
-def adapter_names(layer: str) -> tuple[str, str]:
-    """Return the names of the matrices A and B of an adapted layer."""
-    return f"{layer}{LORA_A}", f"{layer}{LORA_B}"
+def adapter_shapes(layer: str, outputs: int, inputs: int, tuning: PretrainedModel) -> dict[str, tuple[int, int]]:
+    """Return the shapes of the matrices of an adapted layer, by name."""
+    merged = {f"{layer}{LORA_MERGED}": (outputs, inputs)} if tuning.mergeable else {}
+    return {f"{layer}{LORA_A}": (tuning.rank, inputs), f"{layer}{LORA_B}": (outputs, tuning.rank), **merged}
 
 
 def adapted_layers(model: PretrainedModel, layers: Sequence[str], *, kind: str, depth: int) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedlearn.core.adapters import LORA_A, LORA_B, LORA_MERGED
 from fedlearn.core.layout import Layout
 from fedlearn.core.random import Purpose, generator
 from fedlearn.data.pretrained_files import CONFIG, WEIGHTS, PretrainedFiles
@@ -25,9 +26,9 @@ from fedlearn.trainers.jax.leaves import PARAMS
 from fedlearn.trainers.jax.pretrained import decoder, encoder
 from fedlearn.trainers.jax.pretrained.config import ModelConfig, read_config
 from fedlearn.trainers.jax.pretrained.layers import Cache, ForwardPass
-from fedlearn.trainers.jax.pretrained.lora import adapted_layers, adapter_names, trained_whole
+from fedlearn.trainers.jax.pretrained.lora import adapted_layers, adapter_shapes, trained_whole
 from fedlearn.trainers.jax.pretrained.weights import read_weights, write_tensors
-from fedlearn.trainers.pretrained import CAUSAL, LORA_A, PretrainedModel, initializer
+from fedlearn.trainers.pretrained import CAUSAL, PretrainedModel, initializer
 
 Params = Mapping[str, Any]
 PREFIXES = {"gpt2": "transformer.", **dict.fromkeys(("llama", "mistral", "qwen2"), "model.")}
@@ -107,9 +108,7 @@ class TransformerModel:
         affine = affine_shapes(self.config, self.task, self.num_labels)
         result: dict[str, tuple[int, ...]] = {}
         for name in self.adapted:
-            first, second = adapter_names(name)
-            outputs, inputs = affine[name]
-            result |= {first: (tuning.rank, inputs), second: (outputs, tuning.rank)}
+            result |= adapter_shapes(name, *affine[name], tuning)
         return result
 
     @property
@@ -123,7 +122,8 @@ class TransformerModel:
         return ForwardPass(
             params={**self._frozen.current, **params},
             dtype=first.dtype,
-            adapters={n: (params[f"{n}{LORA_A}"], params[adapter_names(n)[1]]) for n in self.adapted},
+            adapters={n: (params[f"{n}{LORA_A}"], params[f"{n}{LORA_B}"]) for n in self.adapted},
+            merged={n: params[f"{n}{LORA_MERGED}"] for n in self.adapted if f"{n}{LORA_MERGED}" in params},
             scale=self._scale,
             adapter_dropout=self._dropout,
             head_dropout=self._dropout,
@@ -185,7 +185,8 @@ class TransformerModel:
         names = parameter_shapes(self.config, self.task, self.num_labels)
         arrays = {name: np.asarray(run_pass.params[name], np.float32) for name in names}
         for layer, (low, high) in run_pass.adapters.items():
-            change = self._scale * (np.asarray(high, np.float32) @ np.asarray(low, np.float32))
+            product = np.asarray(high, np.float32) @ np.asarray(low, np.float32)
+            change = self._scale * (product + np.asarray(run_pass.merged.get(layer, 0), np.float32))
             arrays[f"{layer}.weight"] = arrays[f"{layer}.weight"] + (change.T if run_pass.swapped else change)
         return arrays
 
