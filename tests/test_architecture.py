@@ -108,7 +108,7 @@ HOMES = {
     "transformers": ["fedlearn/data/subword_tokenizer.py", *TRAINERS["torch"]],
     "peft": [*TRAINERS["torch"]],
     "huggingface_hub": ["fedlearn/data/pretrained_files.py"],
-    "flwr_datasets": ["fedlearn/data/flwr_partitions.py", "fedlearn/data/hugging_face.py"],
+    "flwr_datasets": ["fedlearn/data/hugging_face.py"],
     "matplotlib": [
         "fedlearn/callbacks/figure_style.py",
         "fedlearn/callbacks/fonts.py",

@@ -99,7 +99,6 @@ def partition_rows(
 
     Raises:
         SettingError: the partition is not possible with these data, or breaks the guarantees.
-        MissingExtra: flwr-datasets is needed and not installed.
 
     *Guarantees*: each row is at one client at most. Warnings name rows at no client and clients without rows. Equal
     arguments give equal rows on every machine.

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedlearn.core.random import Purpose, generator
-from fedlearn.data import flwr_partitions
+from fedlearn.data import class_partitions
 from fedlearn.data.partition_base import DEFAULTS, Partition, Rows
 from fedlearn.errors import SettingError, is_count, is_number, require
 
@@ -104,7 +104,7 @@ class Dirichlet(_WithAlpha):
 
     def client_rows(self, rows: Rows, seed: int) -> Sequence[np.ndarray]:
         """Return rows with each class divided in Dirichlet shares."""
-        return flwr_partitions.dirichlet(rows.labels_N, num_clients=_count(self), alpha=self.concentration, seed=seed)
+        return class_partitions.dirichlet(rows.labels_N, num_clients=_count(self), alpha=self.concentration, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ class DirichletEqual(_WithAlpha):
 
     def client_rows(self, rows: Rows, seed: int) -> Sequence[np.ndarray]:
         """Return equally many rows per client, with classes in Dirichlet shares."""
-        return flwr_partitions.dirichlet_equal(
+        return class_partitions.dirichlet_equal(
             rows.labels_N, num_clients=_count(self), alpha=self.concentration, seed=seed
         )
 
@@ -199,7 +199,7 @@ class Pathological(_WithClassesPerClient):
         available, name = len(np.unique(rows.labels_N)), "partition.classes_per_client"
         expected = f"a whole number in 1..{available}, the number of classes"
         require(self.num_classes <= available, name, self.num_classes, expected, f"{name}={min(2, available)}")
-        return flwr_partitions.pathological(
+        return class_partitions.pathological(
             rows.labels_N, num_clients=_count(self), classes_per_client=self.num_classes, seed=seed
         )
 

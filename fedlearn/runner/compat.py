@@ -42,6 +42,7 @@ HYDRA = PrivateNames(
             "hydra.core.config_search_path:SearchPathQuery",
             "hydra.core.global_hydra:GlobalHydra.clear",
             "hydra.core.global_hydra:GlobalHydra.instance",
+            "hydra.core.hydra_config:HydraConfig.instance",
             "hydra.core.hydra_config:HydraConfig.set_config",
             "hydra.core.object_type:ObjectType.CONFIG",
             "hydra.types:RunMode.MULTIRUN",
@@ -170,6 +171,14 @@ def use_for_interpolation(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     HydraConfig.instance().set_config(cfg)
+
+
+def interpolation_source() -> DictConfig:
+    """Return the configuration to which ``${hydra:...}`` refers."""
+    from hydra.core.hydra_config import HydraConfig
+
+    source: DictConfig | Any = HydraConfig.instance().cfg
+    return source
 
 
 def is_sweep(cfg: DictConfig) -> bool:

@@ -1,4 +1,8 @@
-"""Run the jobs of a sweep in forked processes, several at a time. The jobs share the imports of this process."""
+"""Run the jobs of a sweep in forked processes, several at a time.
+
+A process runs one job after another, as a sweep without processes does. So a process imports libraries, starts JAX and
+compiles small programs once for all its jobs. It imports the framework while its parent prepares the sweep.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,18 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from multiprocessing.connection import wait
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from fedlearn.core.threads import available_cores, limit_threads
+from fedlearn.core.threads import NUM_CORES, available_cores, limit_threads
 from fedlearn.errors import require
 
-MEMORY_FACTOR = 1.5  # available memory for the start of a job, per memory of the largest running job
+MEMORY_FACTOR = 1.5  # available memory for a further process, per memory of the largest process
+MEMORY_FOR_START = 0.2  # available share of the memory of the machine, for a further process
+SCARCE_MEMORY = 0.1  # available share of the memory of the machine at which the newest process pauses
 POLL_SECONDS = 0.05
 SIGNAL_AT_END_OF_PARENT = 1  # option of prctl
 
@@ -49,69 +56,140 @@ def can_fork() -> bool:
     return sys.platform == "linux" and threading.active_count() == 1 and "jax" not in sys.modules
 
 
-class JobProcesses:
-    """Run functions in forked processes, at most ``size`` at a time. Each process uses its share of the cores.
+@dataclass(eq=False, kw_only=True)
+class _Process:
+    """A process, the parent's end of its pipe, and its job; None while it waits for a job."""
 
-    A second job starts when the first job has a result, and when the available memory is 1.5 times the memory of a job.
+    process: BaseProcess
+    pipe: Connection
+    job: Any = None
+    is_paused: bool = False
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process and its children."""
+        assert self.process.pid is not None
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+
+class JobProcesses:
+    """Run jobs in forked processes, at most ``size`` at a time. Each process uses its share of the cores.
+
+    A further job starts if 1.5 times the memory of the largest job is available, and a fifth of the memory of the
+    machine. While less than a tenth is available, the newest processes pause.
 
     Args:
-        size: largest number of processes, >= 1.
+        size: number of processes, >= 1.
+        prepare: function that each process calls first, e.g. to import libraries.
+        run: function that runs a job. The processes inherit it; the job is pickled.
+        report_death: function that reports a job whose process died, perhaps because memory ran out.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._running: dict[BaseProcess, Path] = {}
+    def __init__(
+        self,
+        size: int,
+        *,
+        prepare: Callable[[], object],
+        run: Callable[[Any], object],
+        report_death: Callable[[Any], object],
+    ) -> None:
+        self.size, self._prepare, self._run, self._report_death = size, prepare, run, report_death
+        self._processes: list[_Process] = []
         self._num_cores = max(1, available_cores() // size)
-        self._has_result = False
+        for _ in range(size):
+            self._fork()
 
-    def start(self, job: Callable[[], object], result: Path) -> None:
-        """Run a job in a new process, as soon as there is room for it.
-
-        Args:
-            job: function to run.
-            result: file that the job writes when its memory no longer grows.
-        """
+    def start(self, job: Any) -> None:
+        """Run a job, as soon as there is room for it."""
         while not self._has_room():
             self._collect(POLL_SECONDS)
-        process = multiprocessing.get_context("fork").Process(target=self._run, args=(job,))
-        process.start()
-        self._running[process] = result
+        process = next((each for each in self._processes if each.job is None), None) or self._fork()
+        process.pipe.send((dict(os.environ), job))
+        process.job = job
 
     def wait(self) -> None:
-        """Wait for the end of all jobs."""
-        while self._running:
-            self._collect(None)
+        """Wait for the end of all jobs, and end the processes."""
+        while any(each.job is not None for each in self._processes):
+            self._collect(POLL_SECONDS)
+        for each in self._processes:
+            each.pipe.close()
+            each.process.join()
+        self._processes.clear()
 
     def interrupt(self) -> None:
         """Interrupt all running jobs as Ctrl-C does, and wait for their end. A further Ctrl-C reaches them too."""
-        while self._running:
-            for process in self._running:
-                if process.pid is not None:
-                    os.kill(process.pid, signal.SIGINT)
+        while self._processes:
+            for each in self._processes:
+                if each.job is not None and each.process.pid is not None:
+                    each.signal(signal.SIGCONT)
+                    os.kill(each.process.pid, signal.SIGINT)
             with suppress(KeyboardInterrupt):
                 self.wait()
 
-    def _run(self, job: Callable[[], object]) -> None:
+    def _fork(self) -> _Process:
+        fork = multiprocessing.get_context("fork")
+        ours, theirs = fork.Pipe()
+        inherited = [ours, *(each.pipe for each in self._processes)]
+        process = fork.Process(target=self._serve, args=(theirs, inherited))
+        process.start()
+        theirs.close()
+        self._processes.append(_Process(process=process, pipe=ours))
+        return self._processes[-1]
+
+    def _serve(self, pipe: Connection, inherited: list[Connection]) -> None:
+        """Run jobs in a process, until the parent closes the pipe."""
         os.setpgid(0, 0)  # the parent receives Ctrl-C, and passes it on
         ctypes.CDLL(None).prctl(SIGNAL_AT_END_OF_PARENT, signal.SIGTERM)
-        limit_threads(self._num_cores)
-        with suppress(KeyboardInterrupt):  # the exit code is recorded
-            job()
+        for other in inherited:  # a pipe that stays open here would not report the end of the parent
+            other.close()
+        with suppress(KeyboardInterrupt, EOFError, OSError):  # the exit code of an interrupted job is recorded
+            limit_threads(self._num_cores)
+            self._prepare()
+            while True:
+                environment, job = pipe.recv()
+                os.environ.update(environment | {NUM_CORES: str(self._num_cores)})
+                self._run(job)
+                pipe.send(None)
 
-    def _collect(self, seconds: float | None) -> None:
-        """Wait for the end of a job, for at most ``seconds``."""
-        wait([process.sentinel for process in self._running], seconds)
-        for process in [process for process in self._running if not process.is_alive()]:
-            process.join()
-            del self._running[process]
-            self._has_result = True
+    def _collect(self, seconds: float) -> None:
+        """Wait for the end of a job, for at most ``seconds``. Pause processes while memory is scarce."""
+        busy = {each.pipe: each for each in self._processes if each.job is not None}
+        for pipe in wait(list(busy), seconds):
+            assert isinstance(pipe, Connection)
+            try:
+                pipe.recv()
+            except (EOFError, OSError):
+                self._remove(busy[pipe])
+            busy[pipe].job = None
+        self._pause_newest()
+
+    def _remove(self, each: _Process) -> None:
+        """Remove a process that has ended in a job: interrupted, or dead."""
+        each.process.join()
+        each.pipe.close()
+        self._processes.remove(each)
+        if each.process.exitcode:
+            self._report_death(each.job)
+
+    def _pause_newest(self) -> None:
+        """Pause the newest running process while memory is scarce, and continue the oldest paused process after it."""
+        running = [each for each in self._processes if each.job is not None and not each.is_paused]
+        paused = [each for each in self._processes if each.is_paused]
+        share = _available_bytes() / _total_bytes()
+        if share < SCARCE_MEMORY and len(running) > 1:
+            running[-1].signal(signal.SIGSTOP)
+            running[-1].is_paused = True
+        elif paused and (share > MEMORY_FOR_START or not running):
+            paused[0].signal(signal.SIGCONT)
+            paused[0].is_paused = False
 
     def _has_room(self) -> bool:
-        if len(self._running) >= self.size:
-            return False
-        self._has_result = self._has_result or any(result.exists() for result in self._running.values())
-        memory = max((_resident_bytes(process.pid) for process in self._running), default=0)
-        return not self._running or (self._has_result and MEMORY_FACTOR * memory <= _available_bytes())
+        busy = [each for each in self._processes if each.job is not None]
+        if not busy or len(busy) == self.size:
+            return not busy
+        largest = max(_resident_bytes(each.process.pid) for each in busy)
+        needed = max(MEMORY_FACTOR * largest, MEMORY_FOR_START * _total_bytes())
+        return needed <= _available_bytes() and not any(each.is_paused for each in busy)
 
 
 def _resident_bytes(process: int | None) -> int:
@@ -124,6 +202,15 @@ def _resident_bytes(process: int | None) -> int:
 
 def _available_bytes() -> float:
     """Return the memory of the machine that processes can use without swapping, bytes."""
+    return _memory("MemAvailable")
+
+
+def _total_bytes() -> float:
+    """Return the memory of the machine, bytes."""
+    return _memory("MemTotal")
+
+
+def _memory(name: str) -> float:
     lines = Path("/proc/meminfo").read_text().splitlines()
     values = {line.partition(":")[0]: line.split()[1] for line in lines}
-    return 1024 * float(values.get("MemAvailable", "inf"))
+    return 1024 * float(values[name])

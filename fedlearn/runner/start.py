@@ -7,6 +7,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from math import prod
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -36,7 +37,7 @@ from fedlearn.runner.run_config import write_run_config
 from fedlearn.runner.run_description import build_run_info
 from fedlearn.runner.run_folder import LOG_FILE, locked_run_folder, reserve_run_folder, reserve_sweep_folder
 from fedlearn.runner.run_mode import SIMULATION, RunMode
-from fedlearn.runner.sweep import BASIC, Sweep, sweep_processes
+from fedlearn.runner.sweep import BASIC, Sweep, count_processes
 from fedlearn.runner.training_data import write_data_digests, write_held_out_rows
 
 log = logging.getLogger(__name__)
@@ -147,15 +148,18 @@ def _sweep(args: Namespace, first: Job) -> int:
     parsed = [override for text in args.overrides for override in parse_override(text)]
     folder = reserve_sweep_folder(first.sweep_folder, chosen=first.chosen)
     args.overrides.append(f"hydra.sweep.dir={quote_value(str(folder))}")
-    processes = sweep_processes(first)
+    num_jobs = prod(len([*override.choices()]) for override in parsed if override.is_discrete_sweep)
+    num_processes = count_processes(first, num_jobs)
     sweep = Sweep(
         folder=folder,
         fixed=frozenset(override.setting for override in parsed if not override.is_sweep),
         run=run,
-        is_parallel=processes is not None or first.choices.get("hydra/launcher", BASIC) != BASIC,
-        processes=processes,
+        is_parallel=num_processes > 0 or first.choices.get("hydra/launcher", BASIC) != BASIC,
+        framework=first.cfg.get("framework"),
+        num_processes=num_processes,
     )
     try:
+        sweep.start_processes()
         code = _hydra(args, sweep)
         sweep.wait()
         return max(code, sweep.worst_exit_code())

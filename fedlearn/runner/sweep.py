@@ -13,16 +13,17 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 from omegaconf import DictConfig, open_dict
 
 from fedlearn.callbacks.formatting import format_metric
-from fedlearn.callbacks.run_history import METRICS_FILE
 from fedlearn.core.command_line import DONE, FAILED, STOPPED, exit_code
 from fedlearn.errors import require
-from fedlearn.runner.compat import job_overrides, run_folder
+from fedlearn.runner.compat import interpolation_source, job_overrides, run_folder, use_for_interpolation
 from fedlearn.runner.compose import Job, setting_of
 from fedlearn.runner.environment import set_environment
 from fedlearn.runner.job_processes import JobProcesses, jobs_at_a_time
@@ -31,6 +32,15 @@ from fedlearn.runner.rounds import RunOutcome
 EXIT_CODES = ".exit_codes"  # file in the folder of a sweep while it runs
 BASIC = "basic"  # Hydra's name of the launcher that runs one job after another, and of its sweeper
 MAX_FOLDER_NAME = 100  # characters; the number of the job at the start keeps names distinct
+
+
+class _Item(NamedTuple):
+    """A job for another process, its name, the folder that Hydra created, and the source of ``${hydra:...}``."""
+
+    job: Job
+    name: str
+    created: Path
+    source: DictConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +52,30 @@ class Sweep:
         fixed: settings with the same value in all jobs.
         run: function that runs a job in its folder.
         is_parallel: True if several jobs run at the same time. Each job then prints one line.
-        processes: processes that run the jobs; None runs each job in the process of the launcher.
+        framework: framework of the first job, which the processes import.
+        num_processes: number of processes that run the jobs; 0 runs each job in the process of the launcher.
     """
 
     folder: Path
     fixed: frozenset[str]
     run: Callable[[Job], RunOutcome]
     is_parallel: bool
-    processes: JobProcesses | None = None
+    framework: str | None = None
+    num_processes: int = 0
+
+    @cached_property
+    def _processes(self) -> JobProcesses:
+        return JobProcesses(
+            self.num_processes,
+            prepare=partial(_import_framework, self.framework),
+            run=self._run_in_process,
+            report_death=self._report_death,
+        )
+
+    def start_processes(self) -> None:
+        """Start the processes, which import the framework while Hydra prepares the jobs."""
+        if self.num_processes:
+            _ = self._processes
 
     def __call__(self, cfg: DictConfig) -> float:
         """Run one job, and return its main metric. A job in another process has no metric yet: it returns NaN."""
@@ -57,9 +83,9 @@ class Sweep:
         varied = [override for override in job_overrides() if setting_of(override) not in self.fixed]
         name = f"job {created.name}: {', '.join(varied) or 'no setting varies'}"
         job = Job(cfg=self._as_job(cfg), folder=job_folder(created, varied), chosen=True)
-        if self.processes is None:
+        if not self.num_processes:
             return self._run(job, name, created)
-        self.processes.start(lambda: self._run(job, name, created), job.folder / METRICS_FILE)
+        self._processes.start(_Item(job, name, created, interpolation_source()))
         return float("nan")
 
     def _run(self, job: Job, name: str, created: Path) -> float:
@@ -86,14 +112,23 @@ class Sweep:
             created.rmdir()
         return outcome.score
 
+    def _run_in_process(self, item: _Item) -> None:
+        use_for_interpolation(item.source)
+        self._run(item.job, item.name, item.created)
+
+    def _report_death(self, item: _Item) -> None:
+        """Record the failure of a job whose process died."""
+        self._record(FAILED)
+        sys.stderr.write(f"{item.name}: its process died, perhaps because memory ran out\n  advice    num_jobs=1\n")
+
     def wait(self) -> None:
         """Wait for the jobs in other processes. Ctrl-C interrupts each job, which can then be resumed.
 
         Raises:
             KeyboardInterrupt: the user or a job pressed Ctrl-C.
         """
-        if self.processes is not None:
-            self.processes.wait()
+        if self.num_processes:
+            self._processes.wait()
         if self.worst_exit_code() == STOPPED:
             raise KeyboardInterrupt
 
@@ -104,8 +139,8 @@ class Sweep:
 
     def close(self) -> None:
         """Interrupt the jobs that still run, and remove the file with the exit codes."""
-        if self.processes is not None:
-            self.processes.interrupt()
+        if self.num_processes:
+            self._processes.interrupt()
         (self.folder / EXIT_CODES).unlink(missing_ok=True)
 
     def _as_job(self, cfg: DictConfig) -> DictConfig:
@@ -125,13 +160,19 @@ class Sweep:
             os.close(file)
 
 
-def sweep_processes(first: Job) -> JobProcesses | None:
-    """Return the processes for the jobs of a sweep; None if the launcher of Hydra runs them.
+def _import_framework(framework: str | None) -> None:
+    set_environment(framework)
+    if framework in ("torch", "jax"):
+        with suppress(ImportError):  # the job reports it
+            import_module(f"fedlearn.trainers.{framework}")
 
-    The framework is imported here, once for all jobs.
+
+def count_processes(first: Job, num_jobs: int) -> int:
+    """Return the number of processes for the jobs of a sweep; 0 if the launcher of Hydra runs them.
 
     Args:
         first: first job of the sweep, whose settings are the settings of the sweep.
+        num_jobs: number of jobs of the sweep.
 
     Raises:
         SettingError: ``num_jobs`` is set, but this process cannot fork or a launcher runs the jobs.
@@ -142,14 +183,8 @@ def sweep_processes(first: Job) -> JobProcesses | None:
     if others != [BASIC, BASIC]:
         expected = f"null, because {' and '.join(name for name in others if name != BASIC)} runs the jobs"
         require(cfg.get("num_jobs") is None, "num_jobs", cfg.get("num_jobs"), expected, "num_jobs=null")
-        return None
-    if size == 1:
-        return None
-    set_environment(cfg.get("framework"))
-    if cfg.get("framework") in ("torch", "jax"):
-        with suppress(ImportError):  # the job reports it
-            import_module(f"fedlearn.trainers.{cfg.framework}")
-    return JobProcesses(size)
+        return 0
+    return 0 if size == 1 else min(size, num_jobs)
 
 
 def job_folder(created: Path, varied: Sequence[str]) -> Path:

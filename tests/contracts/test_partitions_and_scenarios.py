@@ -6,7 +6,6 @@ import random
 import warnings
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from typing import ClassVar
 
 import numpy as np
@@ -18,22 +17,14 @@ from fedlearn.data.from_arrays import from_arrays
 from fedlearn.data.partition import PARTITIONS, Partition, Pathological
 from fedlearn.testing import LinearTrainer, check_partition, check_scenario
 
-NEEDS_DATA_EXTRA = ("dirichlet", "dirichlet_equal", "pathological")
-KINDS = [
-    pytest.param(kind, marks=pytest.mark.skipif(find_spec("flwr_datasets") is None, reason="the extra data"))
-    if kind in NEEDS_DATA_EXTRA
-    else kind
-    for kind in PARTITIONS
-]
 NUM_FEATURES = 3
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PARTITIONS)
 def test_our_partitions_pass(kind):
     check_partition(kind)
 
 
-@pytest.mark.skipif(find_spec("flwr_datasets") is None, reason="the extra data is not installed")
 def test_a_partition_may_leave_rows_out_if_it_says_so():
     check_partition(Pathological(num_clients=2, classes_per_client=1))
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -9,19 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedlearn.core.random import Purpose, integer_seed
 from fedlearn.data.from_arrays import from_arrays, held_out
 from fedlearn.data.partition import PARTITIONS, Feature, Natural, Time, add_feature_noise, as_partition, partition_rows
-from fedlearn.errors import DataError, MissingExtra, SettingError
+from fedlearn.errors import DataError, SettingError
 
 LABELS = np.arange(400) % 10
-needs_flwr_datasets = pytest.mark.skipif(
-    importlib.util.find_spec("flwr_datasets") is None, reason="flwr-datasets is not installed"
-)
-OWN = ("iid", "shards", "quantity", "feature", "time")
-KINDS = [
-    *OWN,
-    *(pytest.param(kind, marks=needs_flwr_datasets) for kind in ("dirichlet", "dirichlet_equal", "pathological")),
-]
+KINDS = ("iid", "shards", "quantity", "feature", "time", "dirichlet", "dirichlet_equal", "pathological")
 
 
 def rows_of(kind: str, *, seed: int = 1, num_clients: int = 10, labels: np.ndarray = LABELS, **settings: float):
@@ -62,12 +55,11 @@ def test_a_partition_is_the_same_on_every_machine(kind):
     assert hashlib.sha256(";".join(rows).encode()).hexdigest()[:16] == GOLDEN[kind]
 
 
-@pytest.mark.parametrize("kind", ["iid", pytest.param("dirichlet_equal", marks=needs_flwr_datasets)])
+@pytest.mark.parametrize("kind", ["iid", "dirichlet_equal"])
 def test_clients_are_equally_large(kind):
     assert {len(rows) for rows in rows_of(kind, num_clients=7)} == {57, 58}
 
 
-@needs_flwr_datasets
 def test_many_clients_of_very_unlike_classes_are_equally_large():
     rows = rows_of("dirichlet_equal", num_clients=100, alpha=0.1)
     assert {len(rows_k) for rows_k in rows} == {4}
@@ -76,13 +68,11 @@ def test_many_clients_of_very_unlike_classes_are_equally_large():
         rows_of("dirichlet", num_clients=100, alpha=0.1)
 
 
-@needs_flwr_datasets
 def test_classes_may_be_numbered_with_gaps():
     alike = [np.concatenate(rows_of("dirichlet_equal", labels=labels)).tolist() for labels in (LABELS, 3 * LABELS)]
     assert alike[0] == alike[1]
 
 
-@needs_flwr_datasets
 @pytest.mark.parametrize("kind", ["dirichlet", "dirichlet_equal"])
 def test_smaller_alpha_is_more_skewed(kind):
     def skew(alpha: float) -> float:
@@ -91,13 +81,11 @@ def test_smaller_alpha_is_more_skewed(kind):
     assert skew(0.1) > skew(1.0) > skew(100.0)
 
 
-@needs_flwr_datasets
 def test_pathological_clients_have_exactly_their_number_of_classes():
     for rows in rows_of("pathological", classes_per_client=3):
         assert len(np.unique(LABELS[rows])) == 3
 
 
-@needs_flwr_datasets
 def test_classes_at_no_client_are_warned_of():
     with pytest.warns(UserWarning, match="leaves classes"):
         rows = rows_of("pathological", num_clients=2, classes_per_client=1)
@@ -171,10 +159,8 @@ def test_natural_follows_the_data():
         ({"kind": "iid", "num_clients": 401}, "partition.num_clients"),
         ({"kind": "pathological", "classes_per_client": 0}, "classes_per_client"),
         ({"kind": "pathological", "classes_per_client": 11}, "partition.classes_per_client"),
-        pytest.param(
-            {"kind": "dirichlet", "alpha": 0.001, "num_clients": 100}, "partition.alpha", marks=needs_flwr_datasets
-        ),
-        pytest.param({"kind": "dirichlet_equal", "alpha": 0.0001}, "partition.alpha", marks=needs_flwr_datasets),
+        ({"kind": "dirichlet", "alpha": 0.001, "num_clients": 100}, "partition.alpha"),
+        ({"kind": "dirichlet_equal", "alpha": 0.0001}, "partition.alpha"),
     ],
 )
 def test_an_impossible_setting_is_named(settings, setting):
@@ -199,18 +185,57 @@ def test_natural_with_another_number_of_clients_says_how_many_there_are():
         partition_rows(Natural(num_clients=3), LABELS, natural_N=LABELS % 2)
 
 
-def test_without_flwr_datasets_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "flwr_datasets", None)
-    with pytest.raises(MissingExtra, match=r"partition=dirichlet.*\n.*fedlearn\[data\]"):
-        rows_of("dirichlet")
+def flower_partition(kind, labels_N, num_clients, seed, alpha):
+    """Return the partition of flwr-datasets, or None if it is impossible."""
+    from datasets import Dataset
+    from flwr_datasets import partitioner
+
+    sizes = [len(rows) for rows in np.array_split(labels_N, num_clients)]
+    kinds = {
+        "dirichlet": ("DirichletPartitioner", {"num_partitions": num_clients, "alpha": alpha, "min_partition_size": 2}),
+        "dirichlet_equal": ("InnerDirichletPartitioner", {"partition_sizes": sizes, "alpha": alpha}),
+        "pathological": (
+            "PathologicalPartitioner",
+            {
+                "num_partitions": num_clients,
+                "num_classes_per_partition": 2,
+                "class_assignment_mode": "first-deterministic",
+            },
+        ),
+    }
+    name, settings = kinds[kind]
+    seed = integer_seed(seed, Purpose.PARTITION)
+    built = getattr(partitioner, name)(partition_by="label", shuffle=True, seed=seed, **settings)
+    built.dataset = Dataset.from_dict({"row": np.arange(len(labels_N)), "label": labels_N})
+    try:
+        return [np.asarray(built.load_partition(client)["row"][:]) for client in range(num_clients)]
+    except ValueError:
+        return None
 
 
-def test_iid_does_not_wait_for_flwr_datasets():
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["dirichlet", "dirichlet_equal", "pathological"])
+@pytest.mark.parametrize(("num_clients", "num_classes", "alpha"), [(7, 3, 0.5), (20, 10, 0.05), (1, 2, 1.0)])
+def test_class_based_partitions_equal_those_of_flower(kind, num_clients, num_classes, alpha):
+    pytest.importorskip("flwr_datasets")
+    labels = np.random.default_rng(num_clients).permutation(np.arange(101) % num_classes)
+    settings = {} if kind == "pathological" else {"alpha": alpha}
+    expected = flower_partition(kind, labels, num_clients, 5, alpha)
+    if expected is None:
+        with pytest.raises(SettingError):
+            rows_of(kind, seed=5, num_clients=num_clients, labels=labels, **settings)
+        return
+    rows = rows_of(kind, seed=5, num_clients=num_clients, labels=labels, **settings)
+    assert [rows_k.tolist() for rows_k in rows] == [rows_k.tolist() for rows_k in expected]
+
+
+def test_partitions_import_no_large_library():
     code = (
         "import sys, numpy as np\n"
         "from fedlearn.data.partition import *\n"
-        "partition_rows(Iid(num_clients=2), np.arange(4))\n"
-        "assert not {'flwr_datasets', 'datasets', 'torch', 'jax'} & set(sys.modules)"
+        "for kind in (Iid, Dirichlet, DirichletEqual, Pathological):\n"
+        "    partition_rows(kind(num_clients=2), np.arange(40) % 4)\n"
+        "assert not {'flwr_datasets', 'datasets', 'pandas', 'scipy', 'torch', 'jax'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=Path(__file__).parents[2])
 

@@ -1,6 +1,10 @@
 """The number of jobs of a sweep that run at the same time, and when the next job starts."""
 
 import os
+import signal
+import sys
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,13 +16,35 @@ from fedlearn.runner.job_processes import JobProcesses, jobs_at_a_time
 VECTOR = {"_target_": "fedlearn.vector"}
 
 
+GIB = 2**30
+
+
 class Running:
-    """Stand for a process of a job that has not ended."""
+    """Stand for a process of a sweep, which has a job."""
 
-    pid, sentinel = 1, 0
+    process, job, is_paused = SimpleNamespace(pid=1), "job", False
 
-    def is_alive(self):
-        return True
+    def __init__(self):
+        self.signals = []
+
+    def signal(self, number):
+        self.signals.append(number)
+
+
+def processes_of(size, run=print, *, report_death=print):
+    return JobProcesses(size, prepare=lambda: None, run=run, report_death=report_death)
+
+
+def record(folder, job):
+    """Write the job of a process, its environment, and the number of modules that it imports."""
+    before = len(sys.modules)
+    import wave  # noqa: F401
+
+    if job == "die":
+        os._exit(9)
+    cores, words = os.environ["FEDLEARN_NUM_CORES"], os.environ.get("WORDS", "")
+    with (folder / str(os.getpid())).open("a") as file:
+        file.write(f"{job} {cores} {words} {len(sys.modules) - before}\n")
 
 
 @pytest.fixture(autouse=True)
@@ -49,19 +75,70 @@ def test_a_process_that_cannot_fork_runs_one_job_at_a_time(monkeypatch):
         jobs_at_a_time(2, VECTOR, "cpu")
 
 
-def test_the_next_job_waits_for_a_core_for_a_result_and_for_memory(monkeypatch, tmp_path):
-    monkeypatch.setattr(job_processes, "_resident_bytes", lambda process: 100)
-    monkeypatch.setattr(job_processes, "_available_bytes", lambda: free)
-    processes, free = JobProcesses(2), 149.0
-    assert processes._has_room()
-    processes._running[Running()] = tmp_path / "metrics.jsonl"
-    assert not processes._has_room(), "the memory of the first job is not known"
-    (tmp_path / "metrics.jsonl").touch()
-    assert not processes._has_room(), "too little memory"
-    free = 150.0
-    assert processes._has_room()
-    processes._running[Running()] = tmp_path / "other"
-    assert not processes._has_room(), "no core"
+@pytest.fixture
+def fake(monkeypatch):
+    """Return processes that do not exist, on a machine with 100 GiB."""
+    monkeypatch.setattr(JobProcesses, "_fork", lambda self: None)
+    monkeypatch.setattr(job_processes, "_total_bytes", lambda: 100 * GIB)
+    monkeypatch.setattr(job_processes, "_resident_bytes", lambda process: 30 * GIB)
+    return processes_of(3)
+
+
+def test_the_next_job_waits_for_a_core_and_for_memory(monkeypatch, fake):
+    monkeypatch.setattr(job_processes, "_available_bytes", lambda: free * GIB)
+    free = 1
+    assert fake._has_room(), "the first job does not wait"
+    fake._processes.append(Running())
+    free = 44
+    assert not fake._has_room(), "less than 1.5 times the memory of a job"
+    free = 45
+    assert fake._has_room()
+    monkeypatch.setattr(job_processes, "_resident_bytes", lambda process: GIB)
+    free = 19
+    assert not fake._has_room(), "the jobs may still grow"
+    free = 90
+    fake._processes += [Running(), Running()]
+    assert not fake._has_room(), "no core"
+
+
+def test_the_newest_processes_pause_while_memory_is_scarce(monkeypatch, fake):
+    monkeypatch.setattr(job_processes, "_available_bytes", lambda: free * GIB)
+    fake._processes += [Running(), Running(), Running()]
+
+    def paused(available):
+        nonlocal free
+        free = available
+        fake._pause_newest()
+        return [each.is_paused for each in fake._processes]
+
+    free = 0
+    assert paused(50) == [False, False, False]
+    assert paused(9) == [False, False, True]
+    assert paused(15) == [False, False, True]
+    assert paused(9) == [False, True, True]
+    assert paused(9) == [False, True, True], "the oldest continues"
+    assert paused(50) == [False, False, True]
+    assert not fake._has_room()
+    assert paused(50) == [False, False, False]
+    assert [each.signals for each in fake._processes[1:]] == 2 * [[signal.SIGSTOP, signal.SIGCONT]]
+
+
+@pytest.mark.process
+def test_a_process_runs_several_jobs_and_imports_once(tmp_path, monkeypatch):
+    dead = []
+    processes = processes_of(2, partial(record, tmp_path), report_death=dead.append)
+    for job in range(6):
+        monkeypatch.setenv("WORDS", f"of{job}")
+        processes.start(job)
+    processes.start("die")
+    processes.start("last")
+    processes.wait()
+    rows = [[line.split() for line in file.read_text().splitlines()] for file in sorted(tmp_path.iterdir())]
+    assert sorted(row[0] for rows_k in rows for row in rows_k) == [*"012345", "last"]
+    assert {row[1] for rows_k in rows for row in rows_k} == {"2"}, "half of four cores"
+    assert all(row[2] == f"of{row[0]}" for rows_k in rows for row in rows_k if row[0] != "last")
+    assert all(row[3] == "0" for rows_k in rows for row in rows_k[1:]), "only the first job of a process imports"
+    assert dead == ["die"]
 
 
 def test_one_variable_limits_the_cores_of_a_process_and_of_its_children(monkeypatch):

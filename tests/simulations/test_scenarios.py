@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 from functools import partial
@@ -173,7 +172,6 @@ def test_a_partition_that_the_data_do_not_allow_is_refused(build, partition, rea
         build(partition=partition)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("flwr_datasets") is None, reason="flwr-datasets is not installed")
 def test_digits_lie_at_twenty_uneven_clients():
     scenario = digits()
     assert scenario.partition == "dirichlet(0.5)"

@@ -37,7 +37,6 @@ def test_a_recipe_composes_and_states_its_number(name):
 
 
 def test_500_clients_of_cifar10_have_100_images_each():
-    pytest.importorskip("flwr_datasets")
     (job,) = compose(parse_args(["experiment=cifar10_fedadam"]))
     rows = partition_rows(build(job.cfg.partition, "partition"), np.arange(50_000) % 10)
     assert [len(rows_k) for rows_k in rows] == 500 * [100]

@@ -371,7 +371,6 @@ def test_the_real_x_rays_are_those_that_medmnist_counts():
 
 
 def test_x_rays_lie_unevenly_at_twenty_hospitals_by_default():
-    pytest.importorskip("flwr_datasets")
     data = pneumonia.pneumonia(path=shelf("pneumoniamnist")).data
     shares = [data.train(client).y.mean() for client in data.clients]
     assert len(shares) == 20
