@@ -4,7 +4,7 @@ from fedlearn import Array, Context, LocalRule, State, Strategy, Transform, mean
 from fedlearn.extend import asarray_like, zeros
 
 
-def scaffold(*, clients_per_round: int | None = None) -> Strategy:
+def scaffold(*, clients_per_round: int | None = None, weighting: str = "equal") -> Strategy:
     """Correct each local step by the difference of the client's and the server's control variates.
 
     ``y <- y - eta (grad F_k(y) - c_k + c);  c_k' = c_k - c + (x - y) / (S eta);``
@@ -15,6 +15,8 @@ def scaffold(*, clients_per_round: int | None = None) -> Strategy:
 
     Args:
         clients_per_round: cohort size, drawn uniformly; None selects all clients.
+        weighting: ``equal`` as in the paper, or ``examples``: the means over P have the weights ``n_k / n``, as in
+            FLamby. Then the mean of ``c_k' - c_k`` is computed from the mean update, for equal numbers of steps.
 
     *Guarantees*: for convex problems the limit depends neither on client differences nor on the number of local steps.
 
@@ -29,8 +31,10 @@ def scaffold(*, clients_per_round: int | None = None) -> Strategy:
         return {"client_control": client_control + change_KD}, {"change": change_KD}
 
     def control(update_D: Array, state: State, context: Context) -> tuple[Array, State]:
-        share = context.cohort_size / context.num_clients
-        return update_D, {"server": asarray_like(state["server"], update_D) + share * context.extra["change"]}
+        share, server = context.cohort_size / context.num_clients, asarray_like(state["server"], update_D)
+        if weighting == "equal":
+            return update_D, {"server": server + share * context.extra["change"]}
+        return update_D, {"server": server - share * (server + update_D / (context.num_steps * context.learning_rate))}
 
     rule = LocalRule(
         correct=lambda grad, w, w_global, client_control, server: grad - client_control + server,
@@ -43,5 +47,6 @@ def scaffold(*, clients_per_round: int | None = None) -> Strategy:
         init=lambda layout: {"server": zeros(layout)},
         update=control,
         broadcast=lambda state: {"server": state["server"]},
+        reads_num_steps=weighting == "examples",
     )
-    return Strategy(select=uniform(clients_per_round), local=rule, aggregate=mean(weighting="equal"), server=server)
+    return Strategy(select=uniform(clients_per_round), local=rule, aggregate=mean(weighting=weighting), server=server)

@@ -40,7 +40,7 @@ def best_accuracy_by(last_round: int, published: Published | None = None) -> Mea
     return Measure(name=f"best accuracy by round {last_round}, %", read=read, published=published)
 
 
-def rounds_to(target: float) -> Measure:
+def rounds_to(target: float, published: Published | None = None) -> Measure:
     """Return the measure of the rounds to reach an accuracy in percent.
 
     As in McMahan et al. 2017, the curve is the best accuracy so far, with linear interpolation between evaluations.
@@ -49,7 +49,7 @@ def rounds_to(target: float) -> Measure:
     def read(run: RunResult) -> float | None:
         return first_crossing(_accuracies(run), target)
 
-    return Measure(name=f"rounds to {target:g} %", read=read)
+    return Measure(name=f"rounds to {target:g} %", read=read, published=published)
 
 
 def first_crossing(curve: Sequence[tuple[int, float]], target: float) -> float | None:
@@ -73,9 +73,7 @@ def first_crossing(curve: Sequence[tuple[int, float]], target: float) -> float |
     return None
 
 
-def over_clients(
-    name: str, statistic: Callable[[Sequence[float]], float], published: Published | None = None
-) -> Measure:
+def over_clients(name: str, statistic: Callable[[Sequence[float]], float]) -> Measure:
     """Return the measure of a statistic of the accuracies of clients, in percent."""
 
     def read(run: RunResult) -> float:
@@ -83,7 +81,7 @@ def over_clients(
             rows = [row["accuracy"] for row in csv.DictReader(file)]
         return statistic([PERCENT * float(accuracy) for accuracy in rows if accuracy])
 
-    return Measure(name=name, read=read, published=published)
+    return Measure(name=name, read=read)
 
 
 def worst_tenth(values: Sequence[float]) -> float:
@@ -95,14 +93,22 @@ def worst_tenth(values: Sequence[float]) -> float:
     return mean(sorted(values)[: max(1, round(len(values) / 10))])
 
 
-def fairness(
-    average: Published | None = None, worst: Published | None = None, variance: Published | None = None
-) -> tuple[Measure, ...]:
-    """Return mean, worst tenth and variance of the accuracies of clients."""
+def best_tenth(values: Sequence[float]) -> float:
+    """Return the mean of the largest tenth of the values.
+
+    >>> best_tenth([*range(20)])
+    18.5
+    """
+    return mean(sorted(values)[-max(1, round(len(values) / 10)) :])
+
+
+def fairness() -> tuple[Measure, ...]:
+    """Return mean, worst tenth, best tenth and variance of the accuracies of clients."""
     return (
-        over_clients("mean of clients, %", mean, average),
-        over_clients("worst 10 %, %", worst_tenth, worst),
-        over_clients("variance, points squared", pvariance, variance),
+        over_clients("mean of clients, %", mean),
+        over_clients("worst 10 %, %", worst_tenth),
+        over_clients("best 10 %, %", best_tenth),
+        over_clients("variance, points squared", pvariance),
     )
 
 

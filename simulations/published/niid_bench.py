@@ -34,8 +34,8 @@ TABLE = Table(
     ),
     protocol=(
         "Settings of scripts/image-data-without-noise.sh in Xtra-Computing/NIID-Bench: ten clients in each of "
-        "50 rounds, ten local epochs in batches of 64, SGD at 0.01 with momentum 0.9. The network is `simple- "
-        "cnn` (44,426 parameters). The measure is the accuracy on the 10,000 test images after the last round. "
+        "50 rounds, ten local epochs in batches of 64, SGD at 0.01 with momentum 0.9. The network is "
+        "`simple-cnn` (44,426 parameters). The measure is the accuracy on the 10,000 test images after the last round. "
         "The values of Table 3 of the paper could not be checked (its README has CIFAR-10 only), so there is no "
         "gate. FedProx uses mu = 0.01; the paper takes the best of four."
     ),

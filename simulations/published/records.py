@@ -19,11 +19,13 @@ class Published:
         value: published value.
         deviation: published standard deviation; None if the source has none.
         source: file, page or table with the value.
+        is_gated: whether the page compares the value with the gate; False for numbers without points.
     """
 
     value: float
     deviation: float | None = None
     source: str
+    is_gated: bool = True
 
     @property
     def tolerance(self) -> float:

@@ -18,10 +18,10 @@ declarations in `simulations/published/` and the stored results in `docs/results
 
 Each row is the mean and the standard deviation over its seeds. The gate is: the difference to the published value is
 at most the published standard deviation, or one point if this is larger. A published value without a source that
-could be read is `not checked`, and has no gate. A row without stored results is `not run`. Seconds are the time of
-the rounds of one seed, on a machine with two cores that other programs used at the same time. Digests are the first
-digits of SHA-256 of the final parameters and of all examples, for the first seed; `docs/results/` has all seeds in
-full.
+could be read is `not checked`, and has no gate. A count of rounds has no points, so it has no gate. A row without
+stored results is `not run`. Seconds are the time of the rounds of one seed, on a machine with two cores that other
+programs used at the same time. Digests are the first digits of SHA-256 of the final parameters and of all examples,
+for the first seed; `docs/results/` has all seeds in full.
 
 To run a row again, and to write this page:
 
@@ -58,7 +58,7 @@ def gate_of(measure: Measure, results: Sequence[SeedResult]) -> str:
     values = _values(measure, results)
     if not values:
         return "not run"
-    if measure.published is None:
+    if measure.published is None or not measure.published.is_gated:
         return "none"
     return "pass" if measure.published.accepts(mean_and_deviation(values)[0]) else "fail"
 

@@ -35,6 +35,15 @@ def test_scaffold_remembers_each_client_s_gradient_at_the_optimum(small):
     assert last.bytes_up == 2 * 2 * last.bytes_up // 4 == 2 * 2 * 2 * 4, "control changes are counted"
 
 
+@pytest.mark.parametrize(("weighting", "optimum"), [("equal", 0.0), ("examples", -0.6)])
+def test_scaffold_reaches_the_optimum_of_its_weights(small, weighting, optimum):
+    """Check two equally steep clients; the second has four times as many examples. The mean control stays zero."""
+    data = small.two_clients(steepness=(1, 1), copies=(1, 4))
+    last, _ = small.run(strategies.scaffold(weighting=weighting), data, rounds=60, steps=20)
+    assert last.state.params_D[1] == pytest.approx(optimum, abs=1e-3)
+    assert last.state.server["server"][1] == pytest.approx(0, abs=1e-2)
+
+
 def test_unequal_numbers_of_steps_do_not_bias_fednova(small):
     """Check two clients with one and four steps per pass; the objective weighs them 1 to 4."""
     data = small.two_clients(steepness=(1, 1), copies=(1, 4))
