@@ -1,15 +1,29 @@
-"""Undocumented names of PyTorch that fedlearn uses: tensors inside ``torch.func.vmap``, and compiled modules.
+"""Undocumented names of PyTorch that fedlearn uses: tensors inside ``vmap``, compiled modules, products of oneDNN.
 
 Shapes: B batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch._C import _functorch
+
+Linear = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+def _find_fast_linear() -> Linear | None:
+    """Return the affine map of oneDNN for tensors of float32, ``(x, weight_OF, bias)``; None if torch lacks it."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return None
+    run = torch.ops.mkldnn._linear_pointwise
+    return lambda x, weight_OF, bias: run(x.contiguous(), weight_OF, bias, "none", [], "")
+
+
+fast_linear = _find_fast_linear()
 
 
 def physical_tensor(tensor: torch.Tensor) -> tuple[torch.Tensor, int] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from fedlearn.algorithm.local_rule import LocalRule
 from fedlearn.core.adapters import LORA_A
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.inputs import join_inputs
-from fedlearn.core.records import Array
+from fedlearn.core.records import Array, ClientWork, Request, Updates
 from fedlearn.data.pretrained_files import PretrainedFiles
 from fedlearn.data.subword_tokenizer import IDS, IGNORED, LABELS, MASK, POSITIONS
 from fedlearn.errors import DataError, MissingExtra, SettingError, require
 from fedlearn.trainers.pretrained import CAUSAL, TOKENS, PretrainedModel, initializer
 from fedlearn.trainers.torch.device import single_threaded
+from fedlearn.trainers.torch.frozen_layers import FrozenLayers
 from fedlearn.trainers.torch.trainer import TorchTrainer
 
 PREDICTED_TOKENS = 8192  # tokens of a forward pass in an evaluation
@@ -140,6 +143,16 @@ class HuggingFaceTrainer(TorchTrainer):
     trained: tuple[str, ...]
     head: tuple[str, ...]
 
+    @cached_property
+    def _frozen(self) -> FrozenLayers:
+        return FrozenLayers(self._model.module, self.device)
+
+    def _fit(self, request: Request, rule: LocalRule, work: Sequence[ClientWork]) -> Updates:
+        if request.local.example_dp:  # gradients of examples may need vmap
+            return super()._fit(request, rule, work)
+        with self._frozen.using():
+            return super()._fit(request, rule, work)
+
     def predict(self, params_D: Array, x: Any) -> np.ndarray:
         """Return the outputs of each text: ``(N, C)``, ``(N, W, C)`` for words, or ``(N, 3)`` for ``causal_lm``."""
         x = join_inputs(x)
@@ -148,7 +161,7 @@ class HuggingFaceTrainer(TorchTrainer):
         lengths_N = x[MASK].sum(axis=1)
         order = np.argsort(lengths_N, kind="stable")  # texts of similar length share a forward pass
         outputs: list[torch.Tensor] = []
-        with torch.inference_mode(), single_threaded(self.device):
+        with torch.inference_mode(), single_threaded(self.device), self._frozen.using():
             for rows in _parts(order, lengths_N, self._num_logits()):
                 outputs.append(self._model.module(trim(self._model.inputs(x[rows]))).float().cpu())
             if not outputs:

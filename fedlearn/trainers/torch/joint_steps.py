@@ -15,6 +15,7 @@ from fedlearn.core.layout import Layout
 from fedlearn.errors import SettingError
 from fedlearn.trainers.torch.block_steps import BlockSteps
 from fedlearn.trainers.torch.flat_model import FlatModel
+from fedlearn.trainers.torch.frozen_layers import FrozenLayers
 from fedlearn.trainers.torch.frozen_prefix import FrozenPrefix
 from fedlearn.trainers.torch.job import Job
 from fedlearn.trainers.torch.joint_layers import JointLayers
@@ -38,7 +39,7 @@ class JointSteps(BlockSteps):
     def __init__(self, model: FlatModel, losses: TrainingLosses) -> None:
         super().__init__(model, losses)
         self.layers, self._is_checked = JointLayers(model), False
-        self.prefix = FrozenPrefix(model)
+        self.prefix, self.frozen = FrozenPrefix(model), FrozenLayers(model.module, model.device)
 
     def require_separate_layers(self, *, draws: bool, layout: Layout) -> None:
         """Refuse a model that cannot train several clients in one pass.
@@ -106,7 +107,7 @@ class JointSteps(BlockSteps):
             gradient_KD, total_K = torch.zeros_like(params_KD), params_KD.new_zeros(len(params_KD))
             share_K = 1 / real_KB.sum(dim=1).clamp(min=1)
             keys = self.prefix.keys(x_N) if self.prefix.is_active else []
-            with self.layers.using(weights):
+            with self.layers.using(weights), self.frozen.using():
                 for part_P in self._parts(x_N, keys):
                     clients_P = clients_N[part_P]
                     self.layers.rows_of_clients(clients_P)
