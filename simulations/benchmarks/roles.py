@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--roles", type=int, default=3, help="longest roles of each play (default 3)")
     parser.add_argument("--characters", type=int, default=16_000, help="characters of a role (default 16,000)")
     parser.add_argument("--width", type=int, default=192, help="features of the decoder (default 192)")
-    parser.add_argument("--steps", type=int, default=1500, help="steps of pretraining (default 1,500)")
+    parser.add_argument("--steps", type=int, default=800, help="steps of pretraining (default 800)")
     return run_command(parser, write, argv)
 
 

@@ -30,7 +30,8 @@ def pretrain(text: str, folder: Path, *, width: int, steps: int) -> None:
     for step in range(steps):
         starts_B = torch.randint(0, len(tokens_N) - LENGTH, (BATCH,))
         tokens_BT = torch.stack([tokens_N[start : start + LENGTH] for start in starts_B.tolist()])
-        loss = model(input_ids=tokens_BT, labels=tokens_BT).loss
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model(input_ids=tokens_BT, labels=tokens_BT).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
