@@ -104,9 +104,9 @@ HOMES = {
     "flax": [*TRAINERS["jax"], *MODELS["jax"], *BENCHMARKS["jax"]],
     "optax": [*TRAINERS["jax"], *MODELS["jax"], *BENCHMARKS["jax"]],
     "ray": ["fedlearn/engines/ray/cluster.py", "fedlearn/engines/ray/compat.py", "fedlearn/engines/flower.py"],
-    "tokenizers": ["fedlearn/data/text_tokenizers.py", "fedlearn/data/subword_tokenizer.py"],
-    "transformers": ["fedlearn/data/subword_tokenizer.py", *TRAINERS["torch"]],
-    "peft": [*TRAINERS["torch"]],
+    "tokenizers": ["fedlearn/data/text_tokenizers.py", "fedlearn/data/subword_tokenizer.py", *BENCHMARKS["torch"]],
+    "transformers": ["fedlearn/data/subword_tokenizer.py", *TRAINERS["torch"], *BENCHMARKS["torch"]],
+    "peft": [*TRAINERS["torch"], *BENCHMARKS["torch"]],
     "huggingface_hub": ["fedlearn/data/pretrained_files.py"],
     "flwr_datasets": ["fedlearn/data/hugging_face.py"],
     "matplotlib": [
