@@ -216,6 +216,21 @@ def test_cohorts_of_other_clients_and_other_sizes_share_what_jax_has_compiled(di
     assert programs <= 8  # the number of steps grows at most twice; 13 to 22 clients per core are rounded up
 
 
+@pytest.mark.parametrize(("num_examples", "largest"), [(1414, 120), (1446, 255), (1500, 97)])
+def test_partitions_of_other_seeds_share_one_program(num_examples, largest):
+    pytest.importorskip("jax")
+    from fedlearn.trainers.jax.block_arrays import BlockArrays
+
+    def shapes(num_examples, largest):
+        arrays, local = BlockArrays(), LocalSettings(batch_size=32)
+        x = np.zeros((num_examples, 64), np.float32)
+        plan = np.zeros((20, -(-largest // 32), 32), np.int32)
+        inputs, _ = arrays.inputs([x[:9], x[9:]])
+        return inputs.shape, arrays.pad_plan(plan, local, largest).shape
+
+    assert shapes(num_examples, largest) == shapes(1431, 200)
+
+
 class TorchDropout(nn.Module):
     def __init__(self):
         super().__init__()

@@ -16,6 +16,9 @@ from fedlearn.core.inputs import map_inputs, split_inputs
 from fedlearn.core.records import LocalSettings
 from fedlearn.trainers.batching import shared_base_array
 
+MIN_STEPS = 8
+MAX_PADDED_BYTES = 2**26  # bytes of inputs up to which a copy with more rows costs little memory
+
 
 class BlockArrays:
     """Lay out examples and batch plans, so that different cohorts share one compiled program."""
@@ -40,7 +43,7 @@ class BlockArrays:
         if whole is None:
             return self.concatenate(arrays)
         if self._resident is None or self._resident[0] is not whole:
-            self._resident = whole, to_device(whole)
+            self._resident = whole, to_device(_with_spare_rows(whole))
         return self._resident[1], starts_K
 
     def concatenate(self, arrays: Sequence[np.ndarray]) -> tuple[Any, np.ndarray]:
@@ -62,7 +65,9 @@ class BlockArrays:
         if local.example_dp:  # batches have random sizes, rarely above the mean plus three standard deviations
             usual = min(largest, local.batch_size + round(3 * local.batch_size**0.5))
             width = round_up(max(batch, usual))
-        padded_KSB = np.full((clients, self._compiled_size("steps", steps, spare=2), width), -1, np.int32)
+        usual = max(MIN_STEPS, 1 << (steps - 1).bit_length())  # equal for similar data, such as partitions of other seeds
+        num_steps = self._compiled_size("steps", usual, spare=2)
+        padded_KSB = np.full((clients, num_steps, width), -1, np.int32)
         padded_KSB[:, :steps, :batch] = plan_KSB
         return padded_KSB
 
@@ -74,6 +79,13 @@ class BlockArrays:
         if needed > self._sizes.get(dimension, 0):
             self._sizes[dimension] = round_up(int(spare * needed))
         return self._sizes[dimension]
+
+
+def _with_spare_rows(array: np.ndarray) -> np.ndarray:
+    """Return a small array with zeros up to a common number of rows, so that similar data share compiled programs."""
+    if array.nbytes > MAX_PADDED_BYTES:
+        return array
+    return np.concatenate([array, np.zeros((round_up(len(array)) - len(array), *array.shape[1:]), array.dtype)])
 
 
 def to_device(array: np.ndarray) -> Any:
