@@ -32,7 +32,11 @@ def _row(attack: str, rule: str) -> Row:
     label, settings = RULES[rule]
     words = ("experiment=mnist_byzantine", *poisoning, *settings.split(), "report=false", "checkpoint_every=1000")
     return Row(
-        name=f"{attack}_{rule}", label=f"{ATTACKS[attack]}, {label}", settings=words, measures=(final_accuracy(),)
+        name=f"{attack}_{rule}",
+        label=f"{ATTACKS[attack]}, {label}",
+        settings=words,
+        measures=(final_accuracy(),),
+        has_published=False,
     )
 
 

@@ -41,7 +41,15 @@ def _row(name: str, method: str, settings: str, note: str = "") -> Row:
         value, deviation = PUBLISHED[method]
         published = Published(value=value, deviation=deviation, source=SOURCE)
     words = (*settings.split(), "report=false", "checkpoint_every=50", "evaluate_every=50")
-    return Row(name=name, label=method, settings=words, seeds=SEEDS, measures=(final_accuracy(published),), note=note)
+    return Row(
+        name=name,
+        label=method,
+        settings=words,
+        seeds=SEEDS,
+        measures=(final_accuracy(published),),
+        note=note,
+        has_published=published is not None,
+    )
 
 
 TABLE = Table(

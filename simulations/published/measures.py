@@ -123,6 +123,6 @@ def _accuracies(run: RunResult, *, personal: bool = False) -> list[tuple[int, fl
     return curve
 
 
-def spent_epsilon() -> Measure:
+def spent_epsilon(published: Published | None = None) -> Measure:
     """Return the measure of the epsilon that a run spent."""
-    return Measure(name="epsilon", read=lambda run: run.summary["epsilon"])
+    return Measure(name="epsilon", read=lambda run: run.summary["epsilon"], published=published)

@@ -67,6 +67,7 @@ class Row:
         seeds: seeds of the runs.
         measures: numbers of each run.
         note: reason for a failed gate, or a difference from the paper; empty if there is none.
+        has_published: whether a paper has this experiment; False if there is nothing to compare with.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Row:
     measures: Sequence[Measure]
     seeds: Sequence[int] = (1, 2, 3)
     note: str = ""
+    has_published: bool = True
 
     @property
     def command(self) -> str:

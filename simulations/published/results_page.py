@@ -113,7 +113,8 @@ def _cells(measure: Measure, row: Row, results: Sequence[SeedResult]) -> tuple[s
     ours = _with_deviation(*mean_and_deviation(values)) if values else "not reached" if results else "not run"
     seeds = f"{len(values)} of {len(row.seeds)}" if results else "–"
     published = measure.published
-    theirs = _with_deviation(published.value, published.deviation) if published else "not checked"
+    unknown = "not checked" if row.has_published else "none"
+    theirs = _with_deviation(published.value, published.deviation) if published else unknown
     return ours, seeds, theirs, gate_of(measure, results)
 
 
