@@ -65,7 +65,7 @@ class BlockArrays:
         if local.example_dp:  # batches have random sizes, rarely above the mean plus three standard deviations
             usual = min(largest, local.batch_size + round(3 * local.batch_size**0.5))
             width = round_up(max(batch, usual))
-        usual = max(MIN_STEPS, 1 << (steps - 1).bit_length())  # equal for similar data, such as partitions of other seeds
+        usual = max(MIN_STEPS, 1 << (steps - 1).bit_length())  # equal for similar data, such as other partitions
         num_steps = self._compiled_size("steps", usual, spare=2)
         padded_KSB = np.full((clients, num_steps, width), -1, np.int32)
         padded_KSB[:, :steps, :batch] = plan_KSB
