@@ -28,7 +28,7 @@ from fedlearn.core.records import (
 )
 from fedlearn.core.threads import available_cores
 from fedlearn.engines.block_training import Block, BlockTrainer, block_slices
-from fedlearn.engines.process_pool import ProcessPool
+from fedlearn.engines.process_pool import MAX_BLOCKS_PER_PROCESS, ProcessPool
 from fedlearn.errors import is_count, require
 from fedlearn.loop.base_engine import BaseEngine, engine_builder
 from fedlearn.loop.client_update import initial_client_state
@@ -201,9 +201,9 @@ def vector(
             per core. On other devices, as many as fit 512 MiB of updates. At most 1024.
         batching: method to train a block, default ``auto``. ``map``: one client after another (JAX: in one program per
             core). ``vmap``: all clients step together, as one batch of models. ``joint``: one forward pass has rows of
-            several clients, for adapters over a frozen base in torch. ``process_pool``: one process per core,
-            for torch on the CPU of a Linux machine. ``auto``: a method for the device, the model and the block; the
-            header shows it.
+            several clients, for adapters over a frozen base in torch, in a process per core. ``process_pool``: one
+            process per core, for torch on the CPU of a Linux machine. ``auto``: a method for the device, the model and
+            the block; the header shows it.
 
     Guarantees:
         Results do not depend on ``block_size``. They depend on ``batching`` by at most 1e-5 after 20 rounds. In torch,
@@ -227,9 +227,12 @@ def vector(
         can_fork and available_cores() > 1 and "jax" not in sys.modules
     )  # threads of jax do not survive a fork
     pool = None
-    if batching == "process_pool" or (batching == "auto" and is_fork_safe):
+    if batching == "process_pool" or (batching in ("auto", "joint") and is_fork_safe):
         cores, is_auto = max(2, available_cores()), batching == "auto"
-        pool = ProcessPool(batched, data, num_processes=cores, auto=is_auto, block_size=block_size)
+        per_process = 1 if batching == "joint" else MAX_BLOCKS_PER_PROCESS
+        pool = ProcessPool(
+            batched, data, num_processes=cores, auto=is_auto, block_size=block_size, blocks_per_process=per_process
+        )
     return InProcessEngine(
         data,
         batched,

@@ -48,10 +48,13 @@ class ProcessPool(TrainerWrapper):
         num_processes: maximum number of processes, >= 1. This process only distributes work.
         auto: whether this process does small work itself, because communication takes longer; default False.
         block_size: maximum number of clients per block, >= 1; None for a number that fits the cache.
+        blocks_per_process: blocks of a process in a round, >= 1, if they fit the cache. Clients of a block can share
+            work, while several blocks balance the load.
 
     *Guarantees*:
 
-    - Updates and outputs are bit-identical to the ones of ``trainer``.
+    - Updates and outputs are bit-identical to the ones of ``trainer``. With ``joint`` passes they are equal up to
+      rounding, because blocks are smaller.
     - If a process dies, this process does the remaining work of the call. The next call starts new processes.
     - Processes end with their parent.
     """
@@ -64,9 +67,11 @@ class ProcessPool(TrainerWrapper):
         num_processes: int,
         auto: bool = False,
         block_size: int | None = None,
+        blocks_per_process: int = MAX_BLOCKS_PER_PROCESS,
     ) -> None:
         super().__init__(trainer)
         self.data, self.num_processes, self.auto, self.block_size = data, num_processes, auto, block_size
+        self.blocks_per_process = blocks_per_process
         self._block_trainer = BlockTrainer(data, trainer)
         self._strategies: list[Strategy] = []
         self._team: ProcessTeam | None = None
@@ -86,11 +91,11 @@ class ProcessPool(TrainerWrapper):
         return not has_function and self.is_worthwhile(num_examples)
 
     def parts(self, num_clients: int) -> list[slice]:
-        """Divide a cohort into blocks of similar size: the same number for each process, at most four if they fit.
+        """Divide a cohort into blocks of similar size: the same number for each process, few if they fit.
 
         The division does not depend on the duration of blocks, so a run can be repeated.
         """
-        num_parameters, most = max(1, self.layout.num_parameters), MAX_BLOCKS_PER_PROCESS
+        num_parameters, most = max(1, self.layout.num_parameters), self.blocks_per_process
         if num_parameters <= SMALL_MODEL:
             most = min(most, max(1, num_clients // (SMALL_BLOCK * self.num_processes)))
         largest = max(1, MAX_BLOCK_BYTES // (4 * num_parameters))
@@ -137,9 +142,14 @@ class ProcessPool(TrainerWrapper):
 
     def with_batching(self, batching: str) -> ProcessPool:
         """Return a pool whose processes train a block in this way."""
-        inner = self.trainer.with_batching(batching)
-        size = self.block_size
-        return ProcessPool(inner, self.data, num_processes=self.num_processes, auto=self.auto, block_size=size)
+        return ProcessPool(
+            self.trainer.with_batching(batching),
+            self.data,
+            num_processes=self.num_processes,
+            auto=self.auto,
+            block_size=self.block_size,
+            blocks_per_process=self.blocks_per_process,
+        )
 
     def describe_batching(self, num_clients: int, num_examples: int) -> str:
         """Return how a block is trained, and the number of processes."""

@@ -1,5 +1,6 @@
 """Clients with adapters over one frozen base train in joint passes, and each gets the update of a pass of its own."""
 
+import sys
 from contextlib import suppress
 from dataclasses import replace
 
@@ -142,21 +143,42 @@ def test_layers_are_themselves_again_after_an_error():
     assert "forward" not in vars(trainer.module.lora_A)
 
 
-def test_an_engine_trains_in_joint_passes():
+def problem():
     items = {item.client: item.examples for item in work()}
-    data = FederatedData(
+    return FederatedData(
         task="multiclass", num_classes=3, clients=range(4), train=items.__getitem__, test=items.__getitem__
     )
+
+
+def test_an_engine_trains_in_joint_passes():
     ends = []
     for engine in (
-        serial(data, TorchTrainer(Adapted(), task="multiclass")),
-        vector(data, TorchTrainer(Adapted(), task="multiclass"), batching="joint"),
+        serial(problem(), TorchTrainer(Adapted(), task="multiclass")),
+        vector(problem(), TorchTrainer(Adapted(), task="multiclass"), batching="joint"),
     ):
         strategy = Strategy(select=everyone())
         state = start(strategy, engine.trainer.init(1), engine, seed=1)
         *_, last = federate(strategy, engine, state, schedule=Schedule(rounds=3), local=LOCAL)
         ends.append(last.state.params_D)
+        engine.close()
     assert np.allclose(*ends, atol=1e-5)
+
+
+def test_the_clients_of_each_process_share_passes(monkeypatch):
+    monkeypatch.setattr("fedlearn.engines.base.available_cores", lambda: 2)
+    monkeypatch.delitem(sys.modules, "jax", raising=False)  # the engine does not fork beside its threads
+    engine = vector(problem(), TorchTrainer(Adapted(), task="multiclass"), batching="joint")
+    assert [part.stop - part.start for part in engine.pool.parts(8)] == [4, 4]
+    assert "joint" in engine.describe(8)
+
+
+def test_an_engine_refuses_a_model_that_mixes_the_examples_of_a_batch():
+    engine = vector(problem(), TorchTrainer(Adapted(mixes=True), task="multiclass"), batching="joint")
+    strategy = Strategy(select=everyone())
+    state = start(strategy, engine.trainer.init(1), engine, seed=1)
+    with pytest.raises(SettingError, match="mixes the examples"):
+        next(federate(strategy, engine, state, schedule=Schedule(rounds=1), local=LOCAL))
+    engine.close()
 
 
 class Block(nn.Module):
