@@ -7,7 +7,7 @@ from simulations.published.records import Row, Table
 
 
 def _row(name: str, label: str, settings: str) -> Row:
-    words = ("experiment=synthetic_qffl", *settings.split(), "report=false", "checkpoint_every=100000")
+    words = ("experiment=synthetic_qffl", "framework=jax", *settings.split(), "report=false", "checkpoint_every=100000")
     return Row(name=name, label=label, settings=words, measures=fairness(), has_published=False)
 
 
