@@ -25,7 +25,7 @@ TABLE = Table(
         "`simple_cnn` with dropout. The paper draws initial weights after Glorot; here they are torch's. The "
         "noise is for the cohort of 50, while the paper rescales the noise of a cohort of 1,000. The published "
         "accuracies could not be checked. The images are 170 MB from the official server, which needs internet "
-        "access."
+        "access. No package of PyPI, npm or Debian with all images was found."
     ),
     data="python -m simulations.data fetch cifar10",
     rows=(
