@@ -225,7 +225,8 @@ def test_no_pickle_and_no_global_seed_anywhere():
 
 
 MESSAGE_TYPES = {"NodeRequest", "NodeResponse"}
-BYTE_CARRIERS = {"to_record_dict", "to_record_dicts", "from_record_dict", "respond_to_bytes"}
+BYTE_CARRIERS = {"to_record_dict", "to_record_dicts", "from_record_dict", "parts_from_record_dict", "respond_in_parts"}
+BYTE_CARRIERS |= {"respond_to_bytes"}
 DEPLOYED = (  # one process each
     "fedlearn.engines.deployed",
     "fedlearn.deploy.node_side.messenger",

@@ -22,6 +22,7 @@ from fedlearn.errors import is_number, require
 WEIGHTINGS = ("examples", "equal")
 READABLE = ("clients_K", "metrics", "extra")  # fields of `Updates` that a rule declares
 TILE_SIZE = 2**17  # numbers that are added at a time; they fit into the cache
+MIN_SHRUNK_SIZE = 2**24  # numbers; from this size on, a mean takes the memory of its sum
 MIN_THREADED_SIZE = 2**23  # numbers; below this size, the start of threads takes longer than they save
 
 
@@ -132,13 +133,29 @@ def add_totals(first: Any, second: Any) -> Any:
 
 
 def divide_total(total: Any, divisor: float) -> Array:
-    """Return the float32 vector ``total / divisor`` of a sum from `add_rows`."""
+    """Return the float32 vector ``total / divisor`` of a sum from `add_rows`.
+
+    The result takes the memory of a large sum, so do not use the sum after this call.
+    """
     if isinstance(total, tuple):
         return (total[0] + total[1]) / divisor
+    if isinstance(total, np.ndarray) and total.size >= MIN_SHRUNK_SIZE and total.base is None:
+        return _divide_in_place(total, divisor)
     if isinstance(total, np.ndarray):  # avoids a second float64 vector
         return np.divide(total, divisor, out=np.empty(total.shape, np.float32), casting="same_kind")
     xp = array_namespace(total)
     return xp.astype(total / divisor, xp.float32)
+
+
+def _divide_in_place(total_D: np.ndarray, divisor: float) -> np.ndarray:
+    """Return ``total / divisor`` in the first half of the memory of ``total``, and free the other half."""
+    size, result_D = len(total_D), total_D.view(np.float32)
+    for start in range(0, size, TILE_SIZE):  # a tile is read before its place, or a later place, is overwritten
+        stop = min(start + TILE_SIZE, size)
+        result_D[start:stop] = total_D[start:stop] / divisor
+    del result_D
+    total_D.resize((size + 1) // 2, refcheck=False)
+    return total_D.view(np.float32)[:size]
 
 
 def mean(*, weighting: str = "examples") -> Aggregator:

@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from safetensors.numpy import save as to_safetensors
-
 from fedlearn.callbacks.base import Callback
 from fedlearn.callbacks.run_history import best_metrics
 from fedlearn.callbacks.run_info import RunInfo
@@ -18,6 +16,7 @@ from fedlearn.core.arrays import as_numpy
 from fedlearn.core.checkpoint import write_atomically
 from fedlearn.core.metrics import higher_is_better
 from fedlearn.core.records import ClientId, Round, ServerState, State
+from fedlearn.core.tensor_bytes import tensor_parts
 from fedlearn.errors import is_count, require
 
 LARGE_BYTES = 16 * 2**20  # a smaller checkpoint takes milliseconds
@@ -90,9 +89,9 @@ class Checkpoints(Callback):
         assert self._run.layout is not None
         path = self._run.folder / MODEL_FOLDER
         path.mkdir(parents=True, exist_ok=True)
-        tensors = {name: array.copy() for name, array in self._run.layout.unpack(as_numpy(state.params_D)).items()}
+        tensors = self._run.layout.unpack(as_numpy(state.params_D))
         metadata = {"round": str(state.round), "layout": self._run.layout.digest}
-        write_atomically(path / PARAMETERS_FILE, to_safetensors(tensors, metadata=metadata))
+        write_atomically(path / PARAMETERS_FILE, tensor_parts(tensors, metadata))
 
     def _is_best(self, round: Round) -> bool:
         assert self._run is not None

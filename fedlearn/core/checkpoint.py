@@ -34,6 +34,7 @@ from fedlearn.core.serialization import (
     with_prefix,
     write_file,
 )
+from fedlearn.core.tensor_bytes import Buffer
 from fedlearn.errors import CheckpointError
 
 __all__ = ["check_format", "checkpoint_path", "load", "load_latest", "save", "saved_rounds"]
@@ -167,10 +168,11 @@ def check_format(folder: Path) -> None:
             _require_format(path, metadata["version"])
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Replace the content of a file in one step; see `atomic_draft`."""
-    with atomic_draft(path) as draft:
-        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+def write_atomically(path: Path, content: bytes | str | Sequence[Buffer]) -> None:
+    """Replace the content of a file in one step; see `atomic_draft`. The content may be in parts."""
+    with atomic_draft(path) as draft, draft.open("wb") as file:
+        for part in [content] if isinstance(content, bytes | str) else content:
+            file.write(part.encode() if isinstance(part, str) else part)
 
 
 @contextmanager

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fedlearn.core.tensor_bytes import Buffer
 
-def write_private(path: Path, content: bytes | str) -> None:
+
+def write_private(path: Path, content: Buffer | str | Sequence[Buffer]) -> None:
     """Replace the content of a file in one step, with mode 0600 for any umask.
 
     The folder is created with mode 0700 if it is missing.
+
+    Args:
+        path: path of the file.
+        content: the new content, perhaps in parts.
 
     *Guarantees*: at the return, the file and its name are on disk. A crash leaves the old file or the new one.
 
@@ -23,7 +30,8 @@ def write_private(path: Path, content: bytes | str) -> None:
     try:
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             os.fchmod(file.fileno(), 0o600)
-            file.write(content.encode() if isinstance(content, str) else content)
+            for part in [content] if isinstance(content, Buffer | str) else content:
+                file.write(part.encode() if isinstance(part, str) else part)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)

@@ -10,25 +10,24 @@ from __future__ import annotations
 
 import errno
 import json
+import mmap
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load as from_safetensors
-from safetensors.numpy import save as to_safetensors
 from safetensors.numpy import save_file
 
-from fedlearn.core.arrays import as_numpy
+from fedlearn.core.arrays import as_numpy, is_finite
 from fedlearn.core.plain_text import plain_line
+from fedlearn.core.tensor_bytes import LENGTH_BYTES, Buffer, num_bytes, read_tensors, tensor_header, tensor_parts
 from fedlearn.errors import FedlearnError
 
 METADATA_KEY = "fedlearn"
-LENGTH_BYTES = 8  # a safetensors file starts with the length of its header
 MAX_HEADER_BYTES = 8 * 2**20  # 8 MiB of JSON give at most about 200 MB of Python objects
 MAX_DIGITS = 100  # digits of an integer; readers check the range of each field
 UNREADABLE = (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
@@ -55,19 +54,37 @@ def pack(payload: Payload) -> bytes:
     Raises:
         ValueError: A number in the metadata is NaN or infinite.
     """
-    arrays = {name: np.ascontiguousarray(as_numpy(array)) for name, array in payload.arrays.items()}
-    metadata = json.dumps({**payload.metadata}, allow_nan=False)
-    return bytes(to_safetensors(arrays, metadata={METADATA_KEY: metadata}))
+    return b"".join(pack_parts(payload))
 
 
-def unpack(data: bytes) -> Payload:
-    """Return the payload in untrusted bytes.
+def pack_parts(payload: Payload) -> list[Buffer]:
+    """Return the bytes of a payload in parts, without a copy of its arrays.
+
+    Raises:
+        ValueError: A number in the metadata is NaN or infinite.
+    """
+    arrays = {name: as_numpy(array) for name, array in payload.arrays.items()}
+    return tensor_parts(arrays, {METADATA_KEY: json.dumps({**payload.metadata}, allow_nan=False)})
+
+
+def pack_bytes(metadata: Mapping[str, Any], name: str, parts: Sequence[Buffer]) -> list[Buffer]:
+    """Return the bytes, in parts, of a payload with one array of bytes, which is in parts."""
+    specs = {name: ("uint8", (num_bytes(parts),))}
+    return [tensor_header(specs, {METADATA_KEY: json.dumps({**metadata}, allow_nan=False)}), *parts]
+
+
+def unpack(data: Buffer) -> Payload:
+    """Return the payload in untrusted bytes. Arrays are views of bytes that may be changed, and copies of others.
 
     Raises:
         WireError: The bytes are damaged, or their JSON is malformed, too large, too deep or ambiguous.
     """
+    view = memoryview(data)
     try:
-        return Payload(metadata=_header_metadata(data), arrays=from_safetensors(data))
+        header, end = _read_header(view)
+        return Payload(
+            metadata=_parse_object(header["__metadata__"][METADATA_KEY]), arrays=read_tensors(view[end:], header)
+        )
     except UNREADABLE as error:
         raise WireError(f"the payload cannot be read: {type(error).__name__}: {str(error)[:200]}") from error
 
@@ -100,6 +117,19 @@ def read_file(path: Path) -> Payload:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return Payload(metadata=_parse_object(file.metadata()[METADATA_KEY]), arrays=arrays)
     except (OSError, *UNREADABLE) as error:
+        raise WireError(f"{path} cannot be read: {error}") from error
+
+
+def map_file(path: Path) -> Payload:
+    """Return the payload in a file whose arrays stay in the file. Changes of the arrays do not reach the file.
+
+    Raises:
+        WireError: The file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return unpack(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)))
+    except (OSError, ValueError) as error:
         raise WireError(f"{path} cannot be read: {error}") from error
 
 
@@ -169,16 +199,19 @@ def require_vector(vector_D: np.ndarray, shape: tuple[int, ...], name: str) -> N
         WireError: The shape or the dtype differs, or a number is NaN or infinite.
     """
     require_array(vector_D, shape, np.float32, name)
-    if not np.isfinite(vector_D).all():
+    if not is_finite(vector_D):
         raise WireError(f"{name} is not finite")
 
 
-def _header_metadata(data: bytes) -> dict[str, Any]:
+def _read_header(data: memoryview) -> tuple[dict[str, Any], int]:
+    """Return the parsed header, and the position of its end."""
     length = int.from_bytes(data[:LENGTH_BYTES], "little")
     if length > len(data) - LENGTH_BYTES:
         raise ValueError(f"a header of {length} bytes in a payload of {len(data)}")
-    header = _parse_object(data[LENGTH_BYTES : LENGTH_BYTES + length].decode())
-    return _parse_object(header["__metadata__"][METADATA_KEY])
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"JSON of length {length}, expected at most {MAX_HEADER_BYTES}")
+    end = LENGTH_BYTES + length
+    return _parse_object(bytes(data[LENGTH_BYTES:end]).decode()), end
 
 
 def parse_json_object(text: str) -> dict[str, Any]:

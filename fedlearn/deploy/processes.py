@@ -22,6 +22,7 @@ from fedlearn.errors import FedlearnError
 
 GRACE_S = 6.0  # seconds for a process to end; wait longer for a process that has child processes itself
 PR_SET_PDEATHSIG = 1  # option of prctl(2)
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # options of mallopt(3)
 LIBC = ctypes.CDLL(None)  # loaded at import, because the loader may be locked after a fork
 MAX_RESTARTS = 5  # a process with more restarts within the window has a permanent fault
 RESTART_WINDOW_S = 60.0  # seconds
@@ -68,6 +69,17 @@ def flower_environment(home: Path, **more: str) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         **more,
     }
+
+
+def return_freed_memory() -> None:
+    """Configure glibc to return freed buffers of messages to the system, in a process that holds no model.
+
+    Otherwise, each thread keeps an area with gaps between buffers of 5 MiB. The function has no effect without glibc.
+    """
+    mallopt = getattr(LIBC, "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 2**20)
+        mallopt(M_ARENA_MAX, 2)
 
 
 @dataclass

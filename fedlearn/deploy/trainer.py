@@ -26,6 +26,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
 from fedlearn.core.import_path import search_working_folder_last
+from fedlearn.core.spool import Spool
 from fedlearn.core.version import VERSION
 from fedlearn.deploy.config_file import add_config_option
 from fedlearn.deploy.idle_restart import Activity, add_idle_option, replace_process, wait_until_stopped
@@ -55,6 +56,7 @@ def serve(
     group: str | None = None,
     prepare: Callable[[], None] = lambda: None,
     activity: Activity | None = None,
+    folder: Path | None = None,
 ) -> grpc.Server:
     """Serve requests on a Unix socket, until the returned server is stopped.
 
@@ -64,6 +66,7 @@ def serve(
         group: group that may open the socket too; None: only this user may open it.
         prepare: function that is called before each request.
         activity: counter of the requests; None: they are not counted.
+        folder: folder on a disk for large requests; None: the system's folder for temporary files.
 
     Raises:
         FedlearnError: Another trainer uses the socket, or the socket cannot be created.
@@ -71,7 +74,9 @@ def serve(
     _remove_old_socket(socket)
     server = grpc.server(ThreadPoolExecutor(max_workers=8), options=(("grpc.so_reuseport", 0),))
     counter = activity or Activity(0)
-    call = grpc.stream_stream_rpc_method_handler(lambda request, context: _respond(service, request, prepare, counter))
+    call = grpc.stream_stream_rpc_method_handler(
+        lambda request, context: _respond(service, request, prepare, counter, folder)
+    )
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Call": call}),))
     state = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(state, server)
@@ -94,18 +99,16 @@ def serve(
 
 
 def _respond(
-    service: NodeService, request: Iterator[bytes], prepare: Callable[[], None], activity: Activity
+    service: NodeService, request: Iterator[bytes], prepare: Callable[[], None], activity: Activity, folder: Path | None
 ) -> Iterator[bytes]:
     with activity.request():
-        parts, size = list[bytes](), 0
+        received = Spool(folder)
         for part in request:
-            parts.append(part)
-            size += len(part)
-            if size > messages.MAX_REQUEST_BYTES:  # the service refuses such a large request
+            received.write(part)
+            if len(received) > messages.MAX_REQUEST_BYTES:  # the service refuses such a large request
                 break
         prepare()
-        response = service.respond_to_bytes(b"".join(parts))
-        yield from split_chunks(response)
+        yield from split_chunks(service.respond_in_parts(received.view()))
 
 
 def _import_frameworks(framework: str | None) -> None:
@@ -166,7 +169,7 @@ def _serve_until_stopped(
         record_opened_files()
         service.audit.record_start(policy=service.policy, clients=config.clients, version=VERSION)
         prepare = partial(_import_frameworks, config.framework)
-        server = serve(service, socket, group=group, prepare=prepare, activity=activity)
+        server = serve(service, socket, group=group, prepare=prepare, activity=activity, folder=client_states)
     except (OSError, KeyError) as error:
         raise FedlearnError(str(error)) from error
     log.info("trainer of clients %s serves requests at %s", ", ".join(map(str, config.clients)), socket)

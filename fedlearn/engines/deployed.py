@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,7 @@ class DeployedEngine(BaseEngine):
         metrics: metrics of the user in the settings, in their order.
         connected_since: function that returns the start of the connection of each node as a Unix time, by Flower's id.
             A request is sent again to a node that has connected anew since.
+        folder: folder on a disk for large responses; None: the system's folder for temporary files.
 
     Attributes:
         exchange: connection for requests and responses.
@@ -134,6 +136,7 @@ class DeployedEngine(BaseEngine):
         find_task: Callable[[str], Task] = as_task,
         metrics: Sequence[Metric] = (),
         connected_since: Callable[[], Mapping[int, float]] = dict,
+        folder: Path | None = None,
     ) -> None:
         require(is_count(min_updates), "engine.min_updates", min_updates, "a whole number >= 1", "engine.min_updates=2")
         for name, seconds in (("join_timeout", join_timeout), ("deadline", deadline)):
@@ -147,7 +150,7 @@ class DeployedEngine(BaseEngine):
         used = {group: settings[group] for group in SETTING_GROUPS if settings.get(group)}
         repetition = Repetition(connected_since, self._report_repetition)
         self.exchange = Exchange(
-            GridClient(grid, self.sites.name, repetition),
+            GridClient(grid, self.sites.name, repetition, folder=folder),
             used,
             run=run,
             timeout_s=deadline,

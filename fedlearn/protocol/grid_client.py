@@ -12,16 +12,19 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedlearn.core.records import FailureStage
-from fedlearn.core.serialization import WireError, pack, read_text
+from fedlearn.core.serialization import WireError, pack_parts, read_text
+from fedlearn.core.tensor_bytes import Buffer, join, num_bytes
 from fedlearn.errors import FedlearnError
 from fedlearn.flower.compat.messages import run_stopped_error, upload_error
-from fedlearn.flower.compat.transfers import end_stalled_pulls, retry_parts_after
-from fedlearn.protocol.messages import NodeRequest, NodeResponse
+from fedlearn.flower.compat.parts import PartsArray, parts_of, record_of
+from fedlearn.flower.compat.transfers import receive_on_disk, retry_parts_after
+from fedlearn.protocol.messages import MAX_REQUEST_BYTES, NodeRequest, NodeResponse
 from fedlearn.protocol.polling import INITIAL_BACKOFF_S, poll_interval
 from fedlearn.protocol.refusals import RefusalCode
 from fedlearn.protocol.repetition import Repetition
@@ -38,22 +41,22 @@ MAX_SEND_ATTEMPTS = 3  # attempts to upload messages while the SuperLink restart
 log = logging.getLogger(__name__)
 
 
-def to_record_dict(data: bytes) -> RecordDict:
-    """Return a message as records of Flower."""
-    (content,) = to_record_dicts([data])
+def to_record_dict(data: Buffer | Sequence[Buffer]) -> RecordDict:
+    """Return a message, which may be in parts, as records of Flower."""
+    (content,) = to_record_dicts([[data] if isinstance(data, Buffer) else data])
     return content
 
 
-def to_record_dicts(heads: Sequence[bytes], shared: bytes = b"") -> list[RecordDict]:
+def to_record_dicts(heads: Sequence[Sequence[Buffer]], shared: Sequence[Buffer] = ()) -> list[RecordDict]:
     """Return messages for several nodes as records. Flower stores one copy of their shared part.
 
     Args:
-        heads: first part of the message to each node.
-        shared: second part, equal for all nodes.
+        heads: first part of the message to each node, in parts.
+        shared: second part, equal for all nodes, in parts.
     """
-    if len(shared) <= MAX_INLINE_BYTES:
-        return [RecordDict({RECORD: _record(head + shared)}) for head in heads]
-    record = ArrayRecord({PAYLOAD: _array(shared)})
+    if num_bytes(shared) <= MAX_INLINE_BYTES:
+        return [RecordDict({RECORD: _record([*head, *shared])}) for head in heads]
+    record = record_of({PAYLOAD: PartsArray(shared, STYPE)})
     return [RecordDict({RECORD: _record(head), SHARED: record}) for head in heads]
 
 
@@ -63,25 +66,32 @@ def from_record_dict(content: RecordDict) -> bytes:
     Raises:
         ValueError: The records have no message of fedlearn.
     """
-    parts = [_bytes(content.get(name)) for name in (RECORD, SHARED) if name in content]
+    return b"".join(parts_from_record_dict(content))
+
+
+def parts_from_record_dict(content: RecordDict) -> list[Buffer]:
+    """Return the message in records of Flower in parts, without a copy.
+
+    Raises:
+        ValueError: The records have no message of fedlearn.
+    """
+    parts = [_parts(content.get(name)) for name in (RECORD, SHARED) if name in content]
     if not parts or None in parts:
         raise ValueError(f"the records are {sorted(content)}, expected a message of fedlearn")
-    return b"".join(part for part in parts if part is not None)
+    return [part for of_record in parts for part in of_record or ()]
 
 
-def _record(data: bytes) -> ConfigRecord | ArrayRecord:
-    return ConfigRecord({PAYLOAD: data}) if len(data) <= MAX_INLINE_BYTES else ArrayRecord({PAYLOAD: _array(data)})
+def _record(parts: Sequence[Buffer]) -> ConfigRecord | ArrayRecord:
+    if num_bytes(parts) <= MAX_INLINE_BYTES:
+        return ConfigRecord({PAYLOAD: b"".join(parts)})
+    return record_of({PAYLOAD: PartsArray(parts, STYPE)})
 
 
-def _array(data: bytes) -> Array:
-    return Array(dtype="uint8", shape=(len(data),), stype=STYPE, data=data)
-
-
-def _bytes(record: object) -> bytes | None:
+def _parts(record: object) -> list[Buffer] | None:
     value = record.get(PAYLOAD) if isinstance(record, ConfigRecord | ArrayRecord) else None
     if isinstance(value, Array) and value.stype == STYPE:
-        return bytes(value.data)
-    return value if isinstance(value, bytes) else None
+        return parts_of(value)
+    return [value] if isinstance(value, bytes) else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,6 +131,7 @@ class GridClient:
         grid: Flower's connection to the nodes.
         name_of: function from Flower's id of a node to its name in messages.
         repetition: the requests that are sent again.
+        folder: folder on a disk for large responses; None: the system's folder for temporary files.
 
     Attributes:
         num_ignored: number of responses that were ignored, by cause: ``expired``, ``duplicate``, ``unknown_sender``,
@@ -132,9 +143,11 @@ class GridClient:
         grid: Grid,
         name_of: Callable[[int], str] = lambda node_id: STRANGER,
         repetition: Repetition | None = None,
+        *,
+        folder: Path | None = None,
     ) -> None:
         retry_parts_after(INITIAL_BACKOFF_S)
-        end_stalled_pulls(STALL_S)
+        receive_on_disk(STALL_S, folder=folder, max_bytes=MAX_REQUEST_BYTES)
         self.grid, self._name_of, self.repetition = grid, name_of, repetition or Repetition()
         self.num_ignored: Counter[str] = Counter()
         self._in_flight: dict[str, InFlightRequest] = {}  # by Flower's id of the message
@@ -195,7 +208,7 @@ class GridClient:
             self.repetition.forget(id)
 
     def _push(self, requests: Sequence[InFlightRequest]) -> Sequence[str | None]:
-        shared = pack(requests[0].request.shared)
+        shared = pack_parts(requests[0].request.shared)
         heads = [sent.request.pack_head() for sent in requests]
         message_ids: list[str | None] | None = None
         for _ in range(MAX_SEND_ATTEMPTS):
@@ -258,7 +271,7 @@ class GridClient:
             reason = read_text(message.error.reason or "", "reason", max_length=2000)
             return self._fail(sent, reason or "Flower reports an error without a reason", is_error=True)
         try:
-            data = from_record_dict(message.content)
+            data = join(parts_from_record_dict(message.content))
             response = NodeResponse.unpack(data, sent.request, max_bytes=sent.max_response_bytes)
             if response.refusal and response.refusal.code == RefusalCode.BUSY:
                 return self._fail(sent, response.refusal.reason, is_error=True)

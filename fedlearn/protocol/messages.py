@@ -19,11 +19,12 @@ from fedlearn.core.serialization import (
     LENGTH_BYTES,
     Payload,
     WireError,
-    pack,
+    pack_parts,
     read_fields,
     read_text,
     unpack,
 )
+from fedlearn.core.tensor_bytes import Buffer, num_bytes
 from fedlearn.protocol.fields import (
     failure_to_json,
     read_client_ids,
@@ -79,17 +80,21 @@ class NodeRequest:
 
     def pack(self) -> bytes:
         """Return the request as bytes."""
-        return self.pack_head() + pack(self.shared)
+        return b"".join(self.pack_parts())
 
-    def pack_head(self) -> bytes:
-        """Return the first part of the request as bytes, without `shared`."""
+    def pack_parts(self) -> list[Buffer]:
+        """Return the bytes of the request in parts, without copies of its arrays."""
+        return [*self.pack_head(), *pack_parts(self.shared)]
+
+    def pack_head(self) -> list[Buffer]:
+        """Return the bytes of the request without `shared`, in parts."""
         names = ("kind", "run", "round", "id", "settings", "clients", "state_rounds", "layout")
         head = _pack_with_content({name: getattr(self, name) for name in names}, self.content)
-        return len(head).to_bytes(LENGTH_BYTES, "little") + head
+        return [num_bytes(head).to_bytes(LENGTH_BYTES, "little"), *head]
 
     @classmethod
-    def unpack(cls, data: bytes) -> NodeRequest:
-        """Return the request in untrusted bytes.
+    def unpack(cls, data: Buffer) -> NodeRequest:
+        """Return the request in untrusted bytes. Its arrays are views of bytes that may be changed.
 
         Raises:
             WireError: The message is too large, damaged or of another version, or a field has a wrong type or value.
@@ -99,7 +104,7 @@ class NodeRequest:
         end = LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little")
         if len(data) < LENGTH_BYTES or end > len(data):
             raise WireError(f"the payload cannot be read: {len(data)} bytes of a request of {end}")
-        types = {"settings": dict, "clients": list}
+        types, data = {"settings": dict, "clients": list}, memoryview(data)
         fields, content = _unpack_with_content(data[LENGTH_BYTES:end], {**types, "state_rounds": None})
         clients, rounds = read_client_ids(fields.pop("clients")), fields.pop("state_rounds")
         if list(clients) != sorted(clients):
@@ -168,6 +173,10 @@ class NodeResponse:
 
     def pack(self) -> bytes:
         """Return the response as bytes."""
+        return b"".join(self.pack_parts())
+
+    def pack_parts(self) -> list[Buffer]:
+        """Return the bytes of the response in parts, without copies of its arrays."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in ("kind", "run", "round", "id", "layout")}
         fields |= {"clients": self.clients, "failures": [failure_to_json(failure) for failure in self.failures]}
         fields["reference"] = self.reference
@@ -175,7 +184,7 @@ class NodeResponse:
         return _pack_with_content(fields, self.content)
 
     @classmethod
-    def unpack(cls, data: bytes, request: NodeRequest, *, max_bytes: int) -> NodeResponse:
+    def unpack(cls, data: Buffer, request: NodeRequest, *, max_bytes: int) -> NodeResponse:
         """Return the response to ``request`` in untrusted bytes.
 
         Raises:
@@ -200,11 +209,13 @@ class NodeResponse:
         return cls(**fields, clients=clients, failures=failures, refusal=refusal, content=content)
 
 
-def _pack_with_content(fields: Mapping[str, Any], content: Payload) -> bytes:
-    return pack(Payload(metadata={**fields, "version": VERSION, "content": content.metadata}, arrays=content.arrays))
+def _pack_with_content(fields: Mapping[str, Any], content: Payload) -> list[Buffer]:
+    return pack_parts(
+        Payload(metadata={**fields, "version": VERSION, "content": content.metadata}, arrays=content.arrays)
+    )
 
 
-def _unpack_with_content(data: bytes, types: Mapping[str, type | None]) -> tuple[dict[str, Any], Payload]:
+def _unpack_with_content(data: Buffer, types: Mapping[str, type | None]) -> tuple[dict[str, Any], Payload]:
     """Return the fields that requests and responses share, further fields, and the content."""
     payload = unpack(data)
     metadata = dict(payload.metadata)

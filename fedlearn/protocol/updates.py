@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fedlearn.algorithm.strategy import Strategy, extra_names
-from fedlearn.core.arrays import as_numpy
+from fedlearn.core.arrays import as_numpy, is_finite
 from fedlearn.core.layout import Layout
 from fedlearn.core.records import ClientId, Failure, FailureStage, MetricSum, Request, Updates
 from fedlearn.core.serialization import Payload, WireError, require_array, select_prefix
@@ -111,7 +111,8 @@ class UpdateReader:
             extra=select_prefix(arrays, "extra/"),
             num_bytes_K=lengths_K + 4 * (sum(self.sizes.values()) - self.sizes["delta"]),
         )
-        return [self._checked(updates.rows(np.array([row])), undecoded) for row in range(k)]
+        rows = [updates] if k == 1 else [updates.rows(np.array([row])) for row in range(k)]  # rows are copies
+        return [self._checked(row, undecoded) for row in rows]
 
     def _require_form(self, arrays: Mapping[str, np.ndarray], k: int) -> None:
         missing = [name for name in ("delta", "num_examples", "num_steps") if name not in arrays]
@@ -152,7 +153,7 @@ class UpdateReader:
     def _problem(self, client: ClientId, update: Updates) -> str:
         """Return the reason to refuse the update of one client; empty if there is none."""
         vectors = {"update": update.delta_KD, **update.extra}
-        infinite = [name for name, rows_KD in vectors.items() if not np.isfinite(rows_KD).all()]
+        infinite = [name for name, rows_KD in vectors.items() if not is_finite(rows_KD)]
         if infinite:
             return f"the {infinite[0]} is not finite"
         count, steps = int(update.num_examples_K[0]), int(update.num_steps_K[0])
@@ -180,4 +181,5 @@ def _deltas(results: Sequence[Updates]) -> dict[str, np.ndarray]:
 
 
 def _rows(parts: Iterable[Any]) -> np.ndarray:
-    return np.concatenate([as_numpy(part) for part in parts])
+    arrays = [as_numpy(part) for part in parts]
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

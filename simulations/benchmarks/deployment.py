@@ -113,11 +113,11 @@ def fedlearn_command(folder: Path, *arguments: str) -> None:
         raise FedlearnError(f"{' '.join(arguments)} failed: {done.stdout}{done.stderr}")
 
 
-def serve_coordinator(folder: Path, stack: ExitStack, names: Sequence[str]) -> tuple[int, str]:
+def serve_coordinator(folder: Path, stack: ExitStack, names: Sequence[str], *options: str) -> tuple[int, str]:
     """Create keys and start a coordinator; return its process id and address."""
     keys = ("fedlearn.deploy.keys", "create", "keys", "--host", "localhost", "--nodes", *names)
     fedlearn_command(folder, *keys)
-    command = ("fedlearn.deploy.coordinator", "--keys", "keys/coordinator", "--port", "0")
+    command = ("fedlearn.deploy.coordinator", "--keys", "keys/coordinator", "--port", "0", *options)
     process = stack.enter_context(started(folder, "coordinator", *command))
     return process, (folder / "coordinator/address").read_text(encoding="ascii").strip()
 

@@ -52,7 +52,7 @@ HELLO = NodeRequest(kind=RequestKind.HELLO, run="run", round=0, id="1", settings
 
 
 def call_trainer(socket, payload, timeout_s):
-    return TrainerClient(socket).call(payload, timeout_s=timeout_s)
+    return bytes(TrainerClient(socket).call([payload], timeout_s=timeout_s))
 
 
 def call(trainer, request):
@@ -70,7 +70,7 @@ def health(place):
 def echo(tmp_path):
     """Start a trainer that responds with the reversed bytes of the request."""
     place = tmp_path / "s"
-    server = serve(SimpleNamespace(respond_to_bytes=lambda payload: payload[::-1]), place)
+    server = serve(SimpleNamespace(respond_in_parts=lambda payload: [bytes(payload)[::-1]]), place)
     yield place
     server.stop(0).wait(60)
 
@@ -115,20 +115,20 @@ def test_a_trainer_stops_reading_a_request_that_is_too_large(tmp_path, monkeypat
     monkeypatch.setattr(messages, "MAX_REQUEST_BYTES", 3 * CHUNK_BYTES)
     sizes = []
 
-    def respond_to_bytes(data):
+    def respond_in_parts(data):
         sizes.append(len(data))
         with pytest.raises(WireError, match="more than"):
             NodeRequest.unpack(data)
-        return b"refused"
+        return [b"refused"]
 
-    server = serve(SimpleNamespace(respond_to_bytes=respond_to_bytes), tmp_path / "s")
+    server = serve(SimpleNamespace(respond_in_parts=respond_in_parts), tmp_path / "s")
     assert call_trainer(str(tmp_path / "s"), bytes(50 * CHUNK_BYTES), timeout_s=60) == b"refused"
     assert sizes == [4 * CHUNK_BYTES]
     server.stop(0).wait(60)
 
 
 def test_a_second_trainer_at_the_same_socket_is_refused_and_a_socket_left_over_is_not(echo, tmp_path):
-    site = SimpleNamespace(respond_to_bytes=lambda payload: payload)
+    site = SimpleNamespace(respond_in_parts=lambda payload: [payload])
     with pytest.raises(FedlearnError, match="no other trainer uses"):
         serve(site, echo)
     left_over = tmp_path / "left"
@@ -160,7 +160,7 @@ def test_a_trainer_that_starts_late_gets_the_request_and_one_that_dies_gets_it_a
 
     def start():
         time.sleep(1.0)
-        servers.append(serve(SimpleNamespace(respond_to_bytes=lambda payload: payload[::-1]), tmp_path / "s"))
+        servers.append(serve(SimpleNamespace(respond_in_parts=lambda payload: [bytes(payload)[::-1]]), tmp_path / "s"))
         started.set()
 
     servers = []
@@ -182,7 +182,7 @@ def test_a_request_waits_for_a_dead_trainer_for_a_limited_time(tmp_path, monkeyp
 
 def test_a_trainer_that_does_not_answer_is_told_at_the_deadline(tmp_path):
     over = threading.Event()
-    server = serve(SimpleNamespace(respond_to_bytes=lambda payload: b"" if over.wait(600) else None), tmp_path / "s")
+    server = serve(SimpleNamespace(respond_in_parts=lambda payload: [b""] if over.wait(600) else None), tmp_path / "s")
     try:
         with pytest.raises(TrainerUnavailable, match="DEADLINE_EXCEEDED"):
             call_trainer(str(tmp_path / "s"), b"x", timeout_s=0.5)

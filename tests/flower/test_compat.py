@@ -45,15 +45,16 @@ def test_a_response_whose_parts_do_not_arrive_blocks_the_others_for_a_short_time
     from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
     from flwr.superlink.grid import http_grid
 
-    monkeypatch.setattr(http_grid, "pull_objects", http_grid.pull_objects)
+    for name in ("pull_objects", "push_objects", "inflate_object_from_contents"):
+        monkeypatch.setattr(http_grid, name, getattr(http_grid, name))
     monkeypatch.setattr(transfers, "MAX_BACKOFF_S", 0.05)
-    transfers.end_stalled_pulls(0.4)
+    transfers.receive_on_disk(0.4, folder=None, max_bytes=100)
     start, due = time.monotonic(), {f"part{number}": 0.2 * number for number in range(6)}
 
     def pull(object_id):
         if time.monotonic() - start < due.get(object_id, 1e9):
             raise ObjectUnavailableError(object_id)
-        return b"bytes"
+        return b"ConfigRecord  5\x00bytes"
 
     settings = {"initial_backoff": 0.02, "max_concurrent_pulls": 8}
     found = http_grid.pull_objects(object_ids=[*due], pull_object_fn=pull, **settings)  # slow, without a pause of 0.4 s

@@ -74,7 +74,7 @@ def _nodes(tree):
 
 def client_of(server):
     fleet = FleetClient.__new__(FleetClient)
-    fleet._client = server
+    fleet._client, fleet._folder, fleet._max_bytes = server, None, 2**30
     return fleet
 
 

@@ -39,7 +39,9 @@ def test_records_without_a_message_are_refused(content):
 @pytest.mark.parametrize("size", [0, 9, MAX_INLINE_BYTES, MAX_INLINE_BYTES + 1])
 def test_the_shared_part_follows_each_message(size):
     body = bytes(size)
-    assert [from_record_dict(content) for content in to_record_dicts([b"one", b"two"], body)] == [
+    assert [
+        from_record_dict(content) for content in to_record_dicts([[b"one"], [b"t", b"wo"]], [body[:5], body[5:]])
+    ] == [
         b"one" + body,
         b"two" + body,
     ]
@@ -48,7 +50,7 @@ def test_the_shared_part_follows_each_message(size):
 def test_flower_stores_one_copy_of_a_large_shared_part_for_any_number_of_nodes(identity_of_flower):
     messages = [
         Message(content, 1, "query")
-        for content in to_record_dicts([b"one", b"two", b"three"], bytes(10 * MAX_INLINE_BYTES))
+        for content in to_record_dicts([[b"one"], [b"two"], [b"three"]], [bytes(10 * MAX_INLINE_BYTES)])
     ]
     objects = {}
     for message in messages:

@@ -62,7 +62,7 @@ from fedlearn.deploy.coordinator_side.submitted_settings import (
 )
 from fedlearn.deploy.node_bindings import BINDINGS
 from fedlearn.deploy.node_side.masking_keys import IDENTITIES
-from fedlearn.deploy.processes import die_with_parent
+from fedlearn.deploy.processes import die_with_parent, return_freed_memory
 from fedlearn.engines.deployed import DeployedEngine
 from fedlearn.errors import require
 from fedlearn.protocol.sites import RunSites
@@ -222,6 +222,7 @@ def build_deployed_experiment(
     require(not plan.baselines, "baseline", ", ".join(plan.baselines), expected, "baseline=null")
     expected = "null, because the coordinator has no rows to divide into groups"
     require(not plan.subgroups, "subgroups", ", ".join(plan.subgroups), expected, "subgroups=null")
+    return_freed_memory()  # the settings of the environment are for processes that train
     settings = config_to_dict(cfg)
     protocol = settings["privacy"].get("protocol", "sum")
     expected = "sum, because real nodes always run the full protocol"
@@ -237,7 +238,7 @@ def build_deployed_experiment(
     options |= {"find_task": partial(_registered_task, registry), "metrics": find_metrics(paths, registry.modules)}
     keys = Path(os.environ[NODES_ENV]).parent
     state = Path(os.environ[STATE_ENV])
-    options["connected_since"] = connections_of(state)
+    options |= {"connected_since": connections_of(state), "folder": state}
     admission = Admission(state, keys / BINDINGS, keys / IDENTITIES, run=run)
     engine = DeployedEngine(grid, node_settings, run=run, sites=sites, check_member=admission.check, **options)
     engine.exchange.origin = origin

@@ -22,9 +22,12 @@ from fedlearn.deploy.coordinator_side.submissions import Submissions
 from fedlearn.deploy.key_files import KeysError, read_public
 from fedlearn.deploy.log_format import stamp_output
 from fedlearn.deploy.persons import Persons
+from fedlearn.deploy.processes import return_freed_memory
+from fedlearn.flower.compat.object_files import store_objects_in_files
 from fedlearn.flower.compat.superlink import run_superlink, signing_key
 
 CHECK_INTERVAL_S = 1.0
+OBJECTS = "objects"  # folder in the state of the coordinator: large parts of messages
 
 
 class AdmittedNodes:
@@ -68,6 +71,7 @@ class AdmittedNodes:
 def main() -> None:
     """Run the SuperLink, with the command-line arguments of ``flower-superlink``."""
     stamp_output()
+    return_freed_memory()
     state = Path(os.environ[STATE_ENV])
     persons = Persons(Path(os.environ[PERSONS_ENV]), os.environ[LOCAL_DIGEST_ENV])
     nodes = AdmittedNodes(Path(os.environ[NODES_ENV]))
@@ -77,6 +81,7 @@ def main() -> None:
         api = RunApi(access, persons=persons, runs=Path(os.environ[RUNS_ENV]), state=state)
         return RequestLimits(api, **settings)
 
+    store_objects_in_files(state / OBJECTS)
     run_superlink(
         lambda token: persons.authenticate(token) is not None,
         limits,

@@ -6,10 +6,9 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+from fedlearn.core.spool import MIN_FREE_BYTES, MIN_FREE_SHARE
 from fedlearn.deploy.audit_log import RefusalLimit
 
-MIN_FREE_BYTES = 256 * 2**20  # free bytes of the disk below which a node refuses requests
-MIN_FREE_SHARE = 0.05  # the same as a share of the disk, for small disks
 COORDINATOR = "coordinator"
 
 

@@ -31,10 +31,11 @@ from fedlearn.deploy.key_files import CA, NODE_KEY
 from fedlearn.deploy.log_format import configure_logging
 from fedlearn.deploy.node_side.messenger_state import NOT_ADMITTED, MessengerState
 from fedlearn.deploy.node_side.trainer_client import TrainerClient, TrainerUnavailable
-from fedlearn.deploy.processes import die_with_parent
-from fedlearn.flower.compat.fleet import FleetClient, MissingParts
+from fedlearn.deploy.processes import die_with_parent, return_freed_memory
+from fedlearn.flower.compat.fleet import FleetClient, MessageRefused, MissingParts
 from fedlearn.flower.compat.messages import identify_as_node
-from fedlearn.protocol.grid_client import from_record_dict, to_record_dict
+from fedlearn.protocol.grid_client import parts_from_record_dict, to_record_dict
+from fedlearn.protocol.messages import MAX_REQUEST_BYTES
 from fedlearn.protocol.polling import poll_interval
 
 HEARTBEAT_INTERVAL_S = 10.0  # the coordinator takes a node for disconnected after three of these
@@ -44,6 +45,7 @@ MAX_RETRY_INTERVAL_S = 5.0  # seconds between two attempts to connect
 RESPONSE_TIMEOUT_S = 60.0  # seconds of attempts to send a response
 CLIENT_APP_RAISED_EXCEPTION = 2  # Flower's code of an error
 NO_TRAINER = "the trainer of this node does not respond; its messenger has logged the reason"
+NOT_RECEIVED = "the message is too large for this node; its messenger has logged the reason"
 MAX_TIMEOUT_S = 86400.0  # longest time that a request may take; a coordinator could name any number
 CONNECTION_ERRORS = (httpx.HTTPError, MissingParts, OSError)
 log = logging.getLogger(__name__)
@@ -113,7 +115,11 @@ class Messenger:
     def _carry_messages(self) -> None:
         start = time.monotonic()
         while True:
-            message = self.fleet.pull(self.state.node_id)
+            try:
+                message = self.fleet.pull(self.state.node_id)
+            except MessageRefused as refused:
+                message = None
+                self._push(_refuse(refused))
             self._num_failures = 0
             if message is None:
                 self.sleep(poll_interval(time.monotonic() - start, MAX_POLL_INTERVAL_S, shortest_s=0.1))
@@ -125,7 +131,7 @@ class Messenger:
         identify_as_node(message)
         try:
             timeout_s = _timeout_of(message)
-            response = self.trainer.call(from_record_dict(message.content), timeout_s=timeout_s)
+            response = self.trainer.call(parts_from_record_dict(message.content), timeout_s=timeout_s)
             return Message(to_record_dict(response), reply_to=message)
         except TrainerUnavailable as error:  # its text has paths of this node
             log.error("%s", error)
@@ -204,6 +210,13 @@ class Heartbeat(threading.Thread):
             time.sleep(CHECK_INTERVAL_S)
 
 
+def _refuse(refused: MessageRefused) -> Message:
+    """Return the response to a message that this node does not receive."""
+    log.error("refused a message: %s", refused)
+    identify_as_node(refused.head)
+    return Message(Error(CLIENT_APP_RAISED_EXCEPTION, NOT_RECEIVED), reply_to=refused.head)
+
+
 def _timeout_of(message: Message) -> float:
     """Return the seconds that a request may take.
 
@@ -235,11 +248,14 @@ def build_parser() -> CommandParser:
 def carry_messages(*, coordinator: str, keys: Path, socket: Path, state: Path) -> int:
     """Pass messages on until the process ends, and return its exit code."""
     die_with_parent()
+    return_freed_memory()
     configure_logging()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # otherwise each poll logs a line
     certificates, key = read_key_file(keys / CA).encode(), (keys / NODE_KEY).read_bytes()
-    fleet = FleetClient(coordinator, certificates=certificates, private_key=key)
-    messenger = Messenger(fleet, TrainerClient(socket), MessengerState.load(state), coordinator)
+    fleet = FleetClient(
+        coordinator, certificates=certificates, private_key=key, folder=state, max_bytes=MAX_REQUEST_BYTES
+    )
+    messenger = Messenger(fleet, TrainerClient(socket, state), MessengerState.load(state), coordinator)
     Heartbeat(messenger).start()
     try:
         messenger.run()

@@ -196,7 +196,7 @@ def digest_of(settings: Mapping[str, Any]) -> str:
 
 def digest_of_params(params_D: np.ndarray) -> str:
     """Return a digest of the parameters of a model."""
-    return hashlib.sha256(np.ascontiguousarray(params_D, np.float32).tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(params_D, np.float32).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def _in_scenario(queries: RunQueries, scenario: str) -> RunQueries:

@@ -24,6 +24,7 @@ from fedlearn.core.records import (
     Updates,
 )
 from fedlearn.core.serialization import Payload, WireError, require_vector
+from fedlearn.core.tensor_bytes import Buffer
 from fedlearn.deploy.node_side.client_states import ClientStateError, ClientStates, check_run_name
 from fedlearn.deploy.node_side.disk_limits import has_room
 from fedlearn.deploy.node_side.experiment import ExperimentBuilder, NodeConfig
@@ -79,6 +80,7 @@ class NodeService:
         self.budget = PrivacyBudget(client_states.folder, self.policy.required_privacy)
         self.stored = StoredResponses(client_states.folder)
         self.audit = NodeAudit(client_states.folder)
+        self._last_digest: tuple[NodeRequest | None, str] = (None, "")
         self._runs: list[str] = []  # last runs since the start
         self._lock = Lock()
         self._handlers = {
@@ -129,6 +131,7 @@ class NodeService:
                 self._check(request, response)
                 return _log_failures(response), policy, self.builder.data_digest()
             finally:
+                self._last_digest = (None, "")  # a request may be large
                 data = self.builder.data_digest()
                 self._lock.release()
         except NodeRefusal as error:
@@ -150,22 +153,30 @@ class NodeService:
             self.policy = self.builder.policy = policy
             self.budget = PrivacyBudget(self.client_states.folder, policy.required_privacy)
 
-    def respond_to_bytes(self, data: bytes) -> bytes:
+    def respond_to_bytes(self, data: Buffer) -> bytes:
         """Return the packed response to a packed request, which may be unreadable."""
+        return b"".join(self.respond_in_parts(data))
+
+    def respond_in_parts(self, data: Buffer) -> list[Buffer]:
+        """Return the packed response to a packed request in parts, without copies of its arrays.
+
+        Args:
+            data: packed request, which may be unreadable.
+        """
         try:
             request = NodeRequest.unpack(data)
         except WireError as error:
             refusal = _refusal(RefusalCode.REQUEST, str(error))
             with suppress(OSError):
                 self.audit.record_unreadable(refusal.reference)
-            return NodeResponse.refuse(None, refusal).pack()
+            return NodeResponse.refuse(None, refusal).pack_parts()
         response = self.respond(request)
         try:
-            return response.pack()
+            return response.pack_parts()
         except Exception:  # e.g. a scenario whose number of classes is NaN
             log.exception("the response to %s of run %s cannot be packed", request.kind, request.run)
             refusal = _refusal(RefusalCode.INTERNAL, "see the traceback above", request)
-            return NodeResponse.refuse(request, refusal).pack()
+            return NodeResponse.refuse(request, refusal).pack_parts()
 
     def _forget_removed_data(self, request: NodeRequest) -> None:
         """Look for changed data before a hello request, and before the first request of each run.
@@ -405,7 +416,7 @@ class NodeService:
         clients = tuple(client_of(result) for result in results if not isinstance(result, Failure))
         response = NodeResponse.to(request, clients=clients, failures=failures, content=content)
         if response.clients:  # without a result, a repeated request may succeed
-            data = replace(response, id="").pack()
+            data = replace(response, id="").pack_parts()
             self.stored.save(request.run, _kind(request), self._digest(request), data)
         return response
 
@@ -423,8 +434,15 @@ class NodeService:
         It includes the parts of the policy that determine a response. So after a change of the policy, no stored
         response leaves.
         """
-        policy = digest_of({"reveal": asdict(self.policy.reveal), "privacy": asdict(self.policy.required_privacy)})
-        return hashlib.sha256(policy.encode() + replace(request, id="").pack()).hexdigest()
+        last, digest = self._last_digest
+        if last is not request:
+            policy = digest_of({"reveal": asdict(self.policy.reveal), "privacy": asdict(self.policy.required_privacy)})
+            hashed = hashlib.sha256(policy.encode())
+            for part in replace(request, id="").pack_parts():
+                hashed.update(part)
+            digest = hashed.hexdigest()
+            self._last_digest = (request, digest)
+        return digest
 
     def _check(self, request: NodeRequest, response: NodeResponse) -> None:
         """Refuse a response with values that may not leave."""

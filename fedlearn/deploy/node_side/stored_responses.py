@@ -6,13 +6,15 @@ Without the store, a node would train again and send fresh noise. The mean of se
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from fedlearn.core.private_files import write_private
-from fedlearn.core.serialization import Payload, WireError, pack, read_fields, read_file
+from fedlearn.core.serialization import WireError, map_file, pack_bytes, read_fields, require_array
+from fedlearn.core.tensor_bytes import Buffer
 from fedlearn.deploy.node_side.client_states import check_run_name
 from fedlearn.deploy.node_side.pending_charges import PENDING
 
@@ -30,7 +32,7 @@ class StoredResponses:
 
     folder: Path
 
-    def load(self, run: str, kind: str, digest: str) -> bytes | None:
+    def load(self, run: str, kind: str, digest: str) -> memoryview | None:
         """Return the stored response to an equal request; None if there is none.
 
         Args:
@@ -42,23 +44,23 @@ class StoredResponses:
         if not path.exists():
             return None
         try:
-            stored = read_file(path)
+            stored = map_file(path)
             is_equal = read_fields(stored.metadata, digest=str)["digest"] == digest
-            return stored.arrays["response"].tobytes() if is_equal else None
+            response = stored.arrays["response"]
+            require_array(response, (response.size,), np.uint8, "response")
+            return response.data if is_equal else None
         except (WireError, KeyError) as error:
             log.warning("the stored response %s cannot be read: %s", path, error)
             return None
 
-    def save(self, run: str, kind: str, digest: str, response: bytes) -> None:
-        """Store a response before it leaves, in place of the last response of the same run and kind.
+    def save(self, run: str, kind: str, digest: str, response: Sequence[Buffer]) -> None:
+        """Store a response in parts before it leaves, in place of the last response of the same run and kind.
 
         Raises:
             OSError: The disk is full.
         """
         path = self._path(run, kind)
-        write_private(
-            path, pack(Payload(metadata={"digest": digest}, arrays={"response": np.frombuffer(response, np.uint8)}))
-        )
+        write_private(path, pack_bytes({"digest": digest}, "response", response))
         folders = {old.parent for old in self.folder.glob("*/response_*")} - {path.parent}
         for folder in sorted(folders, key=lambda each: each.stat().st_mtime)[: -MAX_STORED_RUNS + 1]:
             # a paid request could be answered for free a second time, if only its response were deleted

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from fedlearn.core.spool import Spool
+from fedlearn.core.tensor_bytes import Buffer, num_bytes
 
 METHOD = "/fedlearn.Trainer/Call"
 CHUNK_BYTES = 2**20  # bytes in one gRPC message, below the limit of gRPC
@@ -29,18 +32,19 @@ class TrainerClient:
 
     Args:
         socket: Unix socket of the trainer.
+        folder: folder on a disk for large responses; None: the system's folder for temporary files.
     """
 
-    def __init__(self, socket: Path) -> None:
-        self.socket = socket
+    def __init__(self, socket: Path, folder: Path | None = None) -> None:
+        self.socket, self.folder = socket, folder
 
-    def call(self, payload: bytes, *, timeout_s: float) -> bytes:
+    def call(self, payload: Sequence[Buffer], *, timeout_s: float) -> memoryview:
         """Send a request to the trainer and return its response.
 
         A trainer that ends during the request gets it again. Its stored responses make that safe.
 
         Args:
-            payload: packed request.
+            payload: packed request, in parts.
             timeout_s: seconds to wait for the response, > 0.
 
         Raises:
@@ -73,15 +77,23 @@ class TrainerClient:
                 return "it does not listen at its socket" if is_absent else "it does not answer"
         return "" if response.status == health_pb2.HealthCheckResponse.SERVING else "it does not serve requests"
 
-    def _call(self, payload: bytes, timeout_s: float) -> bytes:
+    def _call(self, payload: Sequence[Buffer], timeout_s: float) -> memoryview:
+        response = Spool(self.folder)
         with grpc.insecure_channel(f"unix:{self.socket}", options=CHANNEL_OPTIONS) as channel:
-            return b"".join(channel.stream_stream(METHOD)(split_chunks(payload), timeout=timeout_s))
+            for chunk in channel.stream_stream(METHOD)(split_chunks(payload), timeout=timeout_s):
+                response.write(chunk)
+        return response.view()
 
 
-def split_chunks(payload: bytes) -> Iterator[bytes]:
-    """Yield the bytes of a message in chunks of `CHUNK_BYTES`."""
-    for start in range(0, len(payload), CHUNK_BYTES):
-        yield payload[start : start + CHUNK_BYTES]
+def split_chunks(payload: Sequence[Buffer]) -> Iterator[bytes]:
+    """Yield the bytes of a message in chunks of at most `CHUNK_BYTES`."""
+    if num_bytes(payload) <= CHUNK_BYTES:
+        yield b"".join(payload)
+        return
+    for part in payload:
+        view = memoryview(part)
+        for start in range(0, len(view), CHUNK_BYTES):
+            yield bytes(view[start : start + CHUNK_BYTES])
 
 
 def _code(error: grpc.RpcError) -> grpc.StatusCode | None:

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from fedlearn.core.spool import Spool, TooLarge
 from fedlearn.flower.compat.messages import set_message_id
 from fedlearn.flower.compat.names import FLOWER, http_client_of
+from fedlearn.flower.compat.parts import inflate, pull_contents, push_contents
 
 MIN_PULLS_OF_PART = 20  # attempts to receive a part of a message, about one per second
+
+
+class MessageRefused(Exception):
+    """Report a message that this node does not receive: it is too large, or the disk is full.
+
+    Args:
+        head: the message without content.
+        reason: reason of the refusal.
+    """
+
+    def __init__(self, head: Any, reason: str) -> None:
+        super().__init__(reason)
+        self.head = head
 
 
 class MissingParts(Exception):
@@ -23,14 +39,25 @@ class FleetClient:
         address: address of the SuperLink, ``host:port``.
         certificates: root certificates, PEM.
         private_key: private key of the node, in the format of OpenSSH.
+        folder: folder on a disk for large messages; None: the system's folder for temporary files.
+        max_bytes: largest number of bytes of a message.
 
     Raises:
         httpx.HTTPStatusError: from each method, if the SuperLink refuses the request.
         httpx.TransportError: from each method, if the SuperLink cannot be reached.
         MissingParts: The parts of a message are not at the SuperLink.
+        MessageRefused: A message is too large, or the disk is full.
     """
 
-    def __init__(self, address: str, *, certificates: bytes, private_key: bytes) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        certificates: bytes,
+        private_key: bytes,
+        folder: Path | None = None,
+        max_bytes: int = 2**63,
+    ) -> None:
         FLOWER.verify("fleet")
         from cryptography.hazmat.primitives.serialization import load_ssh_private_key
         from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
@@ -40,7 +67,7 @@ class FleetClient:
         from fedlearn.flower.response_limits import limit_responses
 
         key: Any = load_ssh_private_key(private_key, None)
-        self._public_key = key.public_key()
+        self._public_key, self._folder, self._max_bytes = key.public_key(), folder, max_bytes
         self._client = FleetHttpClient.from_server_address(
             address,
             insecure=False,
@@ -88,11 +115,7 @@ class FleetClient:
         from flwr.proto.node_pb2 import Node
         from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
         from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
-        from flwr.supercore.inflatable.inflatable_utils import (
-            ObjectPullError,
-            ObjectUnavailableError,
-            pull_and_inflate_object_from_tree,
-        )
+        from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
 
         from fedlearn.flower.transfer import continue_after_cuts
 
@@ -100,25 +123,23 @@ class FleetClient:
         response = self._client.PullMessages(PullMessagesRequest(node=node))
         if not response.messages_list:
             return None
-        tree, run_id = response.message_object_trees[0], message_from_proto(response.messages_list[0]).metadata.run_id
+        tree, head = response.message_object_trees[0], message_from_proto(response.messages_list[0])
+        run_id, ids = head.metadata.run_id, [part.object_id for part in iterate_object_tree(tree)]
         pull = make_pull_object_fn_protobuf(continue_after_cuts(self._client.PullObject), node, run_id)
-
-        def confirm(object_id: str) -> None:
-            request = ConfirmMessageReceivedRequest(node=node, run_id=run_id, message_object_id=object_id)
-            self._client.ConfirmMessageReceived(request)
-
+        spool, num_tries = Spool(self._folder, max_bytes=self._max_bytes), MIN_PULLS_OF_PART + len(ids) // 2
         try:
-            message = pull_and_inflate_object_from_tree(
-                tree,
-                pull,
-                confirm,
-                return_type=Message,
-                max_time=None,
-                max_tries_per_object=MIN_PULLS_OF_PART + len(list(iterate_object_tree(tree))) // 2,
-                backoff_cap=1.0,
+            contents = pull_contents(
+                ids, pull, spool=spool, max_time=None, max_tries_per_object=num_tries, backoff_cap=1.0
             )
+            message = inflate(tree.object_id, contents)
         except (ObjectPullError, ObjectUnavailableError) as error:
             raise MissingParts(str(error)) from error
+        except (TooLarge, OSError) as error:
+            raise MessageRefused(head, str(error)) from error
+        if not isinstance(message, Message):
+            raise TypeError(f"the coordinator sent a {type(message).__name__}, expected a message")
+        request = ConfirmMessageReceivedRequest(node=node, run_id=run_id, message_object_id=tree.object_id)
+        self._client.ConfirmMessageReceived(request)
         set_message_id(message, tree.object_id)
         return message
 
@@ -134,13 +155,14 @@ class FleetClient:
             no_object_id_recompute,
         )
         from flwr.supercore.inflatable.inflatable_protobuf_utils import make_push_object_fn_protobuf
-        from flwr.supercore.inflatable.inflatable_utils import ObjectPushError, push_objects
+        from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
         node, run_id = Node(node_id=node_id), response.metadata.run_id
-        if not response.metadata.message_id:
-            set_message_id(response, response.object_id)
         head = remove_content_from_message(response) if response.has_content() else response
         with no_object_id_recompute():
+            if not response.metadata.message_id:
+                for message in {id(each): each for each in (response, head)}.values():
+                    set_message_id(message, response.object_id)
             pushed = self._client.PushMessages(
                 PushMessagesRequest(
                     node=node,
@@ -151,7 +173,7 @@ class FleetClient:
             )
             push = make_push_object_fn_protobuf(self._client.PushObject, node, run_id, pushed.session_id)
             try:
-                push_objects(get_all_nested_objects(response), push, object_ids_to_push=set(pushed.objects_to_push))
+                push_contents(get_all_nested_objects(response), push, object_ids_to_push=set(pushed.objects_to_push))
             except ObjectPushError as error:
                 raise MissingParts(str(error)) from error
 

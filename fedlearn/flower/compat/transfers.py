@@ -1,12 +1,15 @@
-"""Change the waits of Flower for the parts of a message."""
+"""Change the transfer of the parts of a message in Flower: its waits, and its memory."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from fedlearn.core.spool import Spool, TooLarge
 from fedlearn.flower.compat.names import FLOWER
+from fedlearn.flower.compat.parts import inflate, pull_contents, push_contents
 
 MAX_BACKOFF_S = 2.0  # longest pause between two attempts to receive a part of a response
 
@@ -33,17 +36,19 @@ def retry_parts_after(seconds: float) -> None:
         defaults["initial_backoff"] = seconds
 
 
-def end_stalled_pulls(stall_s: float) -> None:
-    """Make Flower's grid give up a response of which no part has arrived for some seconds.
+def receive_on_disk(stall_s: float, *, folder: Path | None, max_bytes: int) -> None:
+    """Make Flower's grid keep large responses on disk, send few parts at a time, and give up stalled responses.
 
     A node announces a response before it uploads the parts. If the node, its messenger or the SuperLink is killed in
     between, Flower waits three minutes for the parts, and meanwhile receives no other response.
 
     Args:
         stall_s: seconds without a part, > 0. The response then counts as an error.
+        folder: folder on a disk; None: the system's folder for temporary files.
+        max_bytes: largest number of bytes of a response. A larger one counts as an error.
     """
     FLOWER.verify("stalls")
-    from flwr.supercore.inflatable import inflatable_utils
+    from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
     from flwr.superlink.grid import http_grid
 
     def pull_objects(object_ids: list[str], pull_object_fn: Callable[[str], bytes], **more: Any) -> dict[str, bytes]:
@@ -52,13 +57,18 @@ def end_stalled_pulls(stall_s: float) -> None:
         def pull(object_id: str) -> bytes:
             try:
                 content = pull_object_fn(object_id)
-            except inflatable_utils.ObjectUnavailableError:
+            except ObjectUnavailableError:
                 if time.monotonic() - arrived_at[0] > stall_s:
-                    raise inflatable_utils.ObjectPullError(object_id, f"no part for {stall_s:g} s") from None
+                    raise ObjectPullError(object_id, f"no part for {stall_s:g} s") from None
                 raise
             arrived_at[0] = time.monotonic()
             return content
 
-        return inflatable_utils.pull_objects(object_ids, pull, **{"backoff_cap": MAX_BACKOFF_S, **more})
+        settings = {"backoff_cap": MAX_BACKOFF_S, **more}
+        try:
+            return pull_contents(object_ids, pull, spool=Spool(folder, max_bytes=max_bytes), **settings)
+        except TooLarge as error:
+            raise ObjectPullError(object_ids[-1], str(error)) from error
 
-    http_grid.pull_objects = pull_objects
+    grid: Any = http_grid
+    grid.pull_objects, grid.inflate_object_from_contents, grid.push_objects = pull_objects, inflate, push_contents

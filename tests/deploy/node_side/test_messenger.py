@@ -75,7 +75,7 @@ def request(payload=b"question"):
     return message
 
 
-def carry(tmp_path, fleet, call=lambda payload, timeout_s: payload[::-1], problems=()):
+def carry(tmp_path, fleet, call=lambda payload, timeout_s: b"".join(payload)[::-1], problems=()):
     pauses, problems = [], list(problems)
     state = MessengerState.load(tmp_path)
     trainer = SimpleNamespace(call=call, problem=lambda: problems.pop(0) if problems else "")

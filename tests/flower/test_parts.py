@@ -1,0 +1,123 @@
+"""Messages of Flower in parts: large arrays stay on disk, and few parts are in memory."""
+
+from __future__ import annotations
+
+import json
+import threading
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+pytest.importorskip("flwr", reason="the extra flower is not installed")
+
+from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id
+
+from fedlearn.core.spool import Spool, TooLarge
+from fedlearn.flower.compat.parts import PARTS_AT_A_TIME, PartsArray, inflate, parts_of, pull_contents, push_contents
+from fedlearn.flower.compat.parts import record_of as to_record
+
+SIZE = 5 * 2**20  # bytes of a part of Flower
+DATA = np.random.default_rng(1).bytes(3 * SIZE + 5)
+
+
+def contents_of(*arrays):
+    """Return the id of a message with these arrays, and its objects by id."""
+    content = RecordDict({"r": to_record({str(number): array for number, array in enumerate(arrays)})})
+    return content.object_id, {key: part.deflate() for key, part in get_all_nested_objects(content).items()}
+
+
+def received(key, objects, order=None, **limits):
+    spool = Spool(max_memory_bytes=2 * SIZE, **limits)
+    record = inflate(key, pull_contents(order or [*objects], objects.__getitem__, spool=spool))["r"]
+    return [b"".join(parts_of(array)) for array in record.values()]
+
+
+@pytest.mark.parametrize("cuts", [[], [7], [SIZE], [SIZE - 1, SIZE + 1], [3, 4, 5, 2 * SIZE + 2], [0, len(DATA)]])
+def test_bytes_in_any_parts_are_the_message_of_flower(cuts):
+    edges = [0, *cuts, len(DATA)]
+    parts = [DATA[start:end] for start, end in pairwise(edges)]
+    ours = contents_of(PartsArray(parts, "s"))
+    assert ours == contents_of(Array("uint8", (len(DATA),), "s", DATA))
+    assert received(*ours) == [DATA]
+
+
+@pytest.mark.parametrize("data", [DATA, bytes(4 * SIZE), DATA[:SIZE] + DATA, b"", b"x"], ids=range(5))
+def test_arrays_arrive_in_any_order_of_their_parts(data):
+    key, objects = contents_of(PartsArray([data], "s"), Array("uint8", (5,), "s", DATA[:5]))
+    assert received(key, objects) == [data, DATA[:5]]
+    backwards = [*reversed([*objects])]
+    backwards.sort(key=lambda each: not objects[each].startswith(b"ArrayChunk"))  # parts before arrays and records
+    backwards.sort(key=lambda each: objects[each].startswith((b"ArrayRecord", b"RecordDict")))
+    assert received(key, objects, backwards) == [data, DATA[:5]]
+
+
+def hostile(**changes):
+    """Return the parts of a message whose array has other fields."""
+    key, objects = contents_of(Array("uint8", (SIZE,), "s", DATA[:SIZE]))
+    (array,) = (each for each in objects if objects[each].startswith(b"Array "))
+    head, _, body = objects[array].partition(b"\0")
+    objects[array] = head + b"\0" + json.dumps({**json.loads(body), **changes}).encode()
+    return key, objects
+
+
+def test_an_array_that_repeats_a_part_a_million_times_is_refused():
+    with pytest.raises(TooLarge):
+        received(*hostile(arraychunk_ids=[0] * 10**6), max_bytes=4 * SIZE)
+
+
+def test_a_message_with_too_many_bytes_is_refused_on_the_way():
+    pulled, (_, objects) = [], contents_of(PartsArray([np.random.default_rng(2).bytes(11 * SIZE)], "s"))
+    with pytest.raises(TooLarge):
+        pull_contents([*objects], lambda each: pulled.append(each) or objects[each], spool=Spool(max_bytes=3 * SIZE))
+    assert len(pulled) <= PARTS_AT_A_TIME
+
+
+@pytest.mark.parametrize("ids", [[1], [-2], ["0"], None, [0.0], {"a": 1}], ids=str)
+def test_an_array_with_other_parts_is_an_error(ids):
+    with pytest.raises((IndexError, TypeError, KeyError, ValueError)):
+        received(*hostile(arraychunk_ids=ids))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"ArrayChunk", b"ArrayRecord  2\0[]", b'ArrayRecord  9\0{"a":"b"}', b"\xff\0"]
+)
+def test_a_malformed_part_is_an_error(content):
+    key = get_object_id(content)
+    with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
+        received(key, {key: content})
+
+
+def test_few_parts_are_in_memory_while_a_message_is_sent(monkeypatch):
+    key, objects = contents_of(PartsArray([np.random.default_rng(2).bytes(11 * SIZE)], "s"))
+    lock, alive, most = threading.Lock(), [0], [0]
+
+    class Part:
+        def __init__(self, name):
+            self.name = name
+
+        def deflate(self):
+            with lock:
+                alive[0] += 1
+                most[0] = max(most[0], alive[0])
+            return objects[self.name]
+
+    sent = {}
+
+    def push(name, content):
+        with lock:
+            alive[0] -= 1
+            sent[name] = content
+
+    push_contents({name: Part(name) for name in objects}, push, object_ids_to_push=set(objects) - {key})
+    assert sent.keys() == objects.keys() - {key}
+    assert most[0] <= PARTS_AT_A_TIME
+
+
+def test_a_record_of_flower_is_read_as_before():
+    key, objects = contents_of(Array(np.arange(3.0)))
+    spool = Spool()
+    found = inflate(key, pull_contents([*objects], objects.__getitem__, spool=spool))["r"]
+    assert isinstance(found, ArrayRecord)
+    np.testing.assert_array_equal(found["0"].numpy(), [0.0, 1.0, 2.0])
