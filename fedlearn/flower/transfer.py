@@ -36,3 +36,32 @@ def continue_after_cuts(
                 sleep(RETRY_INTERVAL_S)
 
     return repeat
+
+
+def push_after_cuts(
+    call: Callable[[Any], Any], *, timeout_s: float = CUT_TIMEOUT_S, sleep: Callable[[float], None] = time.sleep
+) -> Callable[[Any], Any]:
+    """Return a function that repeats the upload of a part while its connection is cut.
+
+    The SuperLink may have stored the part before the cut. It then refuses the part at the second attempt, so such a
+    refusal counts as stored. A message cannot be announced a second time once the receiver knows it.
+
+    Args:
+        call: upload of a part.
+        timeout_s: seconds after which the error is raised.
+        sleep: function that waits for a number of seconds.
+    """
+
+    def push(request: Any) -> Any:
+        num_calls = 0
+
+        def counted(request: Any) -> Any:
+            nonlocal num_calls
+            num_calls += 1
+            return call(request)
+
+        response = continue_after_cuts(counted, timeout_s=timeout_s, sleep=sleep)(request)
+        response.stored = response.stored or num_calls > 1
+        return response
+
+    return push

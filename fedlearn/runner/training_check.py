@@ -5,6 +5,7 @@ Noise moves untrained parameters too, so loss and epsilon of a private run can l
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sys
 import warnings
@@ -19,7 +20,7 @@ from fedlearn.algorithm.strategy import Strategy
 from fedlearn.core.arrays import as_numpy
 from fedlearn.core.layout import Layout
 from fedlearn.core.model_report import ModelReport, ModelWarning
-from fedlearn.core.records import Examples, ServerState
+from fedlearn.core.records import Array, Examples, ServerState
 from fedlearn.errors import require
 from fedlearn.loop.protocols import Trainer
 from fedlearn.loop.scenario import Scenario
@@ -110,17 +111,25 @@ class MovementCheck:
         known: tuple[str, ...] = (),
     ) -> None:
         has_noise = strategy.privacy_guarantee is not None
-        self._start_D = None if has_noise or state.round else np.array(as_numpy(state.params_D))
         self._layout = layout
+        self._start = None if has_noise or state.round else _digests(layout, state.params_D)
         self._shared = {leaf.name for leaf in strategy.shared_layout(layout).leaves} - set(known)
         self._due = min(NUM_ROUNDS, rounds)
 
     def __call__(self, state: ServerState) -> None:
         """Write a warning to the log and to the terminal, once."""
-        if self._start_D is None or state.round < self._due:
+        if self._start is None or state.round < self._due:
             return
-        start, now = (self._layout.unpack(np.asarray(v)) for v in (self._start_D, as_numpy(state.params_D)))
-        self._start_D = None
+        start, now, self._start = self._start, _digests(self._layout, state.params_D), None
         trained = [leaf.name for leaf in self._layout.trainable.leaves if leaf.name in self._shared]
-        if names := [name for name in trained if np.array_equal(start[name], now[name])]:
+        if names := [name for name in trained if start[name] == now[name]]:
             write_warning(f"these parameters did not move in {self._due} rounds: {list_names(names)}")
+
+
+def _digests(layout: Layout, params_D: Array) -> dict[str, bytes]:
+    """Return a digest of each leaf; a copy of a large model would take its memory for the first rounds."""
+    leaves = layout.unpack(as_numpy(params_D)).items()
+    return {
+        name: hashlib.blake2b(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data).digest()
+        for name, leaf in leaves
+    }

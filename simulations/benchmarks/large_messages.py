@@ -54,6 +54,7 @@ POLICY = f"""\
 scenarios: {{large: {{num_parameters: [1, 1000000000]}}}}
 strategies: {{fedavg: {{}}}}
 builders: {{scenario: {{large: {BUILDER}}}}}
+reveal: {{metrics: false}} # so no evaluation sends the model again
 """
 OPTION = f"_target_: {BUILDER}\nnum_parameters: 1000\n"
 HELP = """\

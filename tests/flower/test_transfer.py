@@ -35,7 +35,7 @@ class CutServer:
 
     def __init__(self, message=None, share=0.5):
         self.sent, self.stored, self.random, self.share = Counter(), {}, random.Random(1), share
-        self.message = message
+        self.message, self.num_announcements = message, 0
         self.parts = {key: part.deflate() for key, part in get_all_nested_objects(message).items()} if message else {}
 
     def cut(self):
@@ -56,6 +56,7 @@ class CutServer:
         return None
 
     def PushMessages(self, request):
+        self.num_announcements += 1
         wanted = {node.object_id for tree in request.message_object_trees for node in _nodes(tree)} - self.stored.keys()
         return PushMessagesResponse(objects_to_push=wanted, session_id="s")
 
@@ -95,19 +96,40 @@ def test_a_download_that_is_cut_again_and_again_loads_each_part_once(message):
     assert set(server.sent.values()) == {1}
 
 
-def test_an_upload_that_is_cut_sends_the_missing_parts_only(message):
+def test_an_upload_that_is_cut_sends_each_part_once_with_one_announcement(message):
     identify_as_node(message)
     response = Message(to_record_dict(DATA), reply_to=message)
-    server = CutServer(share=0.3)
-    fleet = client_of(server)
-    for _ in range(100):
-        try:
-            fleet.push(2, response)
-            break
-        except (httpx.TransportError, MissingParts):
-            continue
-    assert len(server.stored) == len(server.sent) >= 5
-    assert sum(server.sent.values()) <= len(server.sent) + 8  # parts in progress at a cut
+    server = CutServer(share=0.5)
+    client_of(server).push(2, response)
+    assert server.stored.keys() == get_all_nested_objects(response).keys()
+    assert len(server.stored) >= 5
+    assert set(server.sent.values()) == {1}
+    assert server.num_announcements == 1  # the SuperLink refuses a second one once the run knows the response
+
+
+def test_a_part_that_was_stored_before_the_cut_counts_as_stored(message):
+    identify_as_node(message)
+    response, server = Message(to_record_dict(DATA), reply_to=message), CutServer(share=0.0)
+    store, cut = server.PushObject, []
+
+    def push(request):
+        if request.object_id in server.stored:
+            return PushObjectResponse(stored=False)  # as the SuperLink, which waits for each part once
+        store(request)
+        cut.append(request.object_id)
+        raise httpx.ReadError("cut")
+
+    server.PushObject = push
+    client_of(server).push(2, response)
+    assert server.stored.keys() == set(cut)
+
+
+def test_a_part_that_the_server_refuses_at_once_is_missing(message):
+    identify_as_node(message)
+    server = CutServer(share=0.0)
+    server.PushObject = lambda request: PushObjectResponse(stored=False)
+    with pytest.raises(MissingParts):
+        client_of(server).push(2, Message(to_record_dict(DATA), reply_to=message))
 
 
 def test_a_server_that_does_not_come_back_ends_the_transfer():

@@ -57,6 +57,7 @@ SERVER = "fedlearn/privacy/secagg/server.py"
 CRYPTO = "fedlearn/privacy/secagg/crypto.py"
 SUM = "fedlearn/privacy/secagg/masked_sum.py"
 DISCRETE = "fedlearn/privacy/secagg/discrete_noise.py"
+REFUSAL_LOG = "fedlearn/deploy/node_side/refusal_log.py"
 SERVICE, QUERIES = "fedlearn/deploy/node_side/service.py", "fedlearn/deploy/node_side/query_log.py"
 GATE, DEPLOYED = "tests/deploy/node_side/test_gate.py::", "tests/engines/test_deployed_privacy.py::"
 
@@ -657,7 +658,7 @@ MUTANTS: tuple[Mutant, ...] = (
         '    detail = refusal.detail if refusal.code.has_detail else ""\n',
         "    detail = refusal.detail\n",
         GATE + "test_no_error_at_the_node_reaches_the_coordinator_in_words",
-        also=(Change(SERVICE, 'detail=detail if code.has_detail else ""', "detail=detail"),),
+        also=(Change(REFUSAL_LOG, 'detail=detail if code.has_detail else ""', "detail=detail"),),
     ),
     fault(
         "evaluation: reveal.metrics false is ignored",
@@ -696,9 +697,9 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     fault(
         "training: a request may have models of single clients for any strategy",
-        "fedlearn/deploy/node_side/service.py",
-        "        if bool(order.client_models) != (strategy.aggregate.client_models is not None):\n",
-        "        if False:\n",
+        "fedlearn/deploy/node_side/requested_parts.py",
+        "    if bool(order.client_models) != (strategy.aggregate.client_models is not None):\n",
+        "    if False:\n",
         "tests/deploy/node_side/test_client_models.py",
     ),
     fault(
@@ -760,15 +761,15 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     fault(
         "node: training requests are not charged",
-        SERVICE,
-        "        self.budget.charge_training(strategy.privacy_guarantee, release)\n",
-        "",
+        "fedlearn/deploy/node_side/training_admission.py",
+        "            self.budget.charge_training(strategy.privacy_guarantee, release)\n",
+        "            pass\n",
         GATE + "test_a_request_is_counted_and_charged_on_disk_before_it_trains",
     ),
     fault(
         "node: training requests are not counted",
-        SERVICE,
-        "        self.client_states.count_request(request.run)\n",
+        "fedlearn/deploy/node_side/training_admission.py",
+        "            self.client_states.count_request(run)\n",
         "",
         GATE + "test_a_request_is_counted_and_charged_on_disk_before_it_trains",
     ),
@@ -803,8 +804,8 @@ MUTANTS: tuple[Mutant, ...] = (
     fault(
         "node: reveal.min_test_examples is ignored",
         SERVICE,
-        "        minimum = self.policy.reveal.min_test_examples\n",
-        "        minimum = 0\n",
+        "self.policy.reveal.min_test_examples)",
+        "0)",
         "tests/engines/test_deployed.py",
     ),
     fault(
@@ -816,9 +817,9 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     fault(
         "node: the noise of clients follows from the seed of the request",
-        SERVICE,
-        "        order = replace(order, local=local, deployed=True)\n",
-        "        order = replace(order, local=local)\n",
+        "fedlearn/deploy/node_side/requested_parts.py",
+        "    order = replace(order, local=local, deployed=True)\n",
+        "    order = replace(order, local=local)\n",
         "tests/deploy/node_side/test_service.py",
     ),
     fault(

@@ -105,6 +105,13 @@ class LocalClients:
             results.append(noisy_evaluation(predictions, task=data.task, num_classes=data.num_classes, epsilon=epsilon))
         return results
 
+    def with_enough_examples(self, clients: Sequence[ClientId], minimum: int) -> tuple[ClientId, ...]:
+        """Return the clients with at least ``minimum`` held-out examples, and log the others."""
+        chosen = tuple(client for client in clients if len(self.scenario.data.test(client)) >= minimum)
+        for client in sorted(set(clients) - set(chosen)):
+            log.info("client %d is not evaluated: it has fewer than %d held-out examples", client, minimum)
+        return chosen
+
     def _summarize(self, result: Predictions | Failure) -> ClientEvaluation | Failure:
         if isinstance(result, Failure):
             return result

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
-from fedlearn.algorithm.strategy import CompositionError, Strategy
+from fedlearn.algorithm.strategy import Strategy
 from fedlearn.core.layout import Layout
-from fedlearn.core.privacy_guarantee import Release
 from fedlearn.core.records import (
     ClientEvaluation,
     ClientId,
@@ -32,23 +31,32 @@ from fedlearn.deploy.node_side.gate import AllowedContent, allowed_content, chec
 from fedlearn.deploy.node_side.local_clients import LocalClients, with_reported_counts
 from fedlearn.deploy.node_side.masking_keys import MASKING_KEY
 from fedlearn.deploy.node_side.node_audit import ORDER_FIELDS, NodeAudit
-from fedlearn.deploy.node_side.noisy_evaluation import has_bounded_sums
 from fedlearn.deploy.node_side.pending_charges import PendingCharges
 from fedlearn.deploy.node_side.policy import Policy
 from fedlearn.deploy.node_side.policy_file import PolicyFile
 from fedlearn.deploy.node_side.policy_violation import NodeRefusal, PolicyViolation, RequestError
 from fedlearn.deploy.node_side.privacy_budget import PrivacyBudget
 from fedlearn.deploy.node_side.query_log import QueryLog, digest_of, digest_of_params
+from fedlearn.deploy.node_side.refusal_log import log_failures, log_refusal, reading_request
+from fedlearn.deploy.node_side.requested_parts import (
+    accepted_order,
+    build_scenario,
+    build_strategy,
+    metrics_to_send,
+    read_training_order,
+    require_layout,
+    require_local,
+)
 from fedlearn.deploy.node_side.reveal import NOISED
 from fedlearn.deploy.node_side.stored_responses import StoredResponses
+from fedlearn.deploy.node_side.training_admission import TrainingAdmission
 from fedlearn.errors import FedlearnError
 from fedlearn.loop.scenario import Scenario
 from fedlearn.protocol.fields import client_of
 from fedlearn.protocol.membership import Member
 from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind
-from fedlearn.protocol.refusals import Refusal, RefusalCode, new_reference
+from fedlearn.protocol.refusals import Refusal, RefusalCode
 from fedlearn.protocol.responses import pack_evaluations, pack_parameters
-from fedlearn.protocol.training_order import read_client_models, read_order, require_order_fits
 from fedlearn.protocol.updates import pack_updates
 
 MAX_KNOWN_RUNS = 100  # runs whose next request does not look for changed data
@@ -189,7 +197,11 @@ class NodeService:
 
     def _hello(self, request: NodeRequest) -> NodeResponse:
         scenario, keys = self._scenario(request), self.config.masking_keys
-        clients, data, trainer = self._local(scenario, self.config.clients), scenario.data, scenario.trainer
+        clients, data, trainer = (
+            require_local(self.config, scenario, self.config.clients),
+            scenario.data,
+            scenario.trainer,
+        )
         reported = self.policy.reveal.reported_count
         member = Member(
             layout=trainer.layout,
@@ -202,14 +214,14 @@ class NodeService:
             partition=scenario.partition,
             framework=trainer.framework,
             device=trainer.device,
-            supports_metrics=self._metrics(scenario) is not False,
+            supports_metrics=metrics_to_send(self.policy, scenario.data.task) is not False,
             masking_key=keys.public_key.hex() if keys else "",
         )
         return NodeResponse.to(request, clients=clients, content=member.pack())
 
     def _init(self, request: NodeRequest) -> NodeResponse:
         scenario = self._scenario(request)
-        _require_layout(request, scenario)
+        require_layout(request.layout, scenario)
         seed = request.content.metadata.get("seed")
         if type(seed) is not int or seed < 0:
             raise RequestError("the request for initial parameters has no seed >= 0")
@@ -217,7 +229,7 @@ class NodeService:
 
     def _fit(self, request: NodeRequest) -> NodeResponse:
         scenario = self._scenario(request)
-        clients = self._local(scenario, request.clients)
+        clients = require_local(self.config, scenario, request.clients)
         strategy, order = self._check_order(request, scenario)
         if any(stage.needs_sum for stage in strategy.stages):
             raise PolicyViolation("the updates of this strategy can leave through secure aggregation only")
@@ -239,9 +251,9 @@ class NodeService:
         if keys is None:
             raise NodeRefusal(RefusalCode.NO_MASKING_KEY, f"this node has no {MASKING_KEY}; try --keys at the node")
         scenario = self._scenario(request)
-        clients = self._local(scenario, request.clients)
+        clients = require_local(self.config, scenario, request.clients)
         strategy, _ = self._strategy(request, scenario, LocalSettings())
-        with _reading_request(RefusalCode.MASKING_KEYS):
+        with reading_request(RefusalCode.MASKING_KEYS):
             masked = MaskedClients.of(
                 request.content,
                 clients,
@@ -266,10 +278,13 @@ class NodeService:
 
     def _evaluate(self, request: NodeRequest) -> NodeResponse:
         scenario = self._scenario(request)
-        clients, metrics = self._local(scenario, request.clients), self._metrics(scenario)
-        _require_layout(request, scenario)
+        clients, metrics = (
+            require_local(self.config, scenario, request.clients),
+            metrics_to_send(self.policy, scenario.data.task),
+        )
+        require_layout(request.layout, scenario)
         params_D, is_personal = request.shared.arrays.get("params", np.zeros(0)), request.state_rounds is not None
-        with _reading_request():
+        with reading_request():
             require_vector(params_D, (scenario.trainer.layout.num_parameters,), "params")
         if metrics is False or (metrics == NOISED and is_personal):  # personal models depend on data without noise
             raise NodeRefusal(RefusalCode.EVALUATION_WITHHELD, f"reveal.metrics is {self.policy.metrics}")
@@ -289,7 +304,7 @@ class NodeService:
         results: Sequence[ClientEvaluation | Failure]
         if metrics == NOISED:
             return self._evaluate_noisy(request, local, params_D, clients)
-        clients = self._with_enough_examples(scenario, clients)
+        clients = local.with_enough_examples(clients, self.policy.reveal.min_test_examples)
         results = (
             [local.evaluate_personal(strategy, params_D, c, request.states_by_client()[c]) for c in clients]
             if is_personal
@@ -310,38 +325,12 @@ class NodeService:
             return self._store(request, evaluations, pack_evaluations(evaluations))
 
     def _scenario(self, request: NodeRequest) -> Scenario:
-        """Return the scenario of a request, which counts as an answer of this node.
-
-        Raises:
-            NodeRefusal: The policy does not accept the settings, or the scenario cannot be built with the data.
-        """
-        self.policy.check_settings(request.settings)
-        self.queries.admit_scenario(request.settings["scenario"], limit=self.policy.max_scenarios)
-        try:
-            return self.builder.scenario(request.settings)
-        except NodeRefusal:
-            raise
-        except Exception as error:
-            log.exception("the scenario of run %s cannot be built", request.run)
-            raise NodeRefusal(RefusalCode.SCENARIO, f"{type(error).__name__}: {error}") from error
+        return build_scenario(self.builder, self.policy, self.queries, request.settings, request.run)
 
     def _strategy(
         self, request: NodeRequest, scenario: Scenario, local: LocalSettings
     ) -> tuple[Strategy, LocalSettings]:
-        """Return the strategy and the local settings of a request.
-
-        Raises:
-            NodeRefusal: The privacy mechanism refuses the strategy, or the settings do not build a strategy.
-        """
-        try:
-            return self.builder.strategy(request.settings, scenario, local)
-        except NodeRefusal:
-            raise
-        except CompositionError as error:  # it follows from the settings of the request
-            raise PolicyViolation(str(error)) from error
-        except Exception as error:
-            log.exception("the strategy of run %s cannot be built", request.run)
-            raise NodeRefusal(RefusalCode.STRATEGY, f"{type(error).__name__}: {error}") from error
+        return build_strategy(self.builder, request.settings, scenario, local, request.run)
 
     def _check_order(self, request: NodeRequest, scenario: Scenario) -> tuple[Strategy, Request]:
         """Return the strategy and the training order of a request after all checks that need no counts.
@@ -349,17 +338,12 @@ class NodeService:
         Raises:
             NodeRefusal: The policy does not accept the request, or the order is malformed or does not fit the model.
         """
-        _require_layout(request, scenario)
-        with _reading_request():
-            order = _read_training_order(request, scenario.trainer.layout)
+        require_layout(request.layout, scenario)
+        with reading_request():
+            order = _read_order(request, scenario.trainer.layout)
             request.states_by_client()
         strategy, local = self._strategy(request, scenario, order.local)
-        if bool(order.client_models) != (strategy.aggregate.client_models is not None):
-            raise RequestError("the request has a model for each client, or one for all; the strategy has the other")
-        # a coordinator could clear `deployed`, and predict the noise from the seed of the request
-        order = replace(order, local=local, deployed=True)
-        self.policy.check_request(order, request.settings, num_requests_of_run=0, num_requests_total=0)
-        return strategy, order
+        return strategy, accepted_order(order, strategy, local, self.policy, request.settings)
 
     def _admit_training(
         self,
@@ -371,32 +355,28 @@ class NodeService:
     ) -> Callable[[ClientId], Updates | Failure]:
         """Charge and count a training request on disk, and return the function that trains a client.
 
-        The request costs the same if its training fails later. It costs nothing if an equal request was charged, and
-        this process was killed before its training ended.
-
         Raises:
-            NodeRefusal: A limit is reached, or the run is closed. Then nothing is charged. The returned function raises
-                it if a client took more steps than the request was charged for.
+            NodeRefusal: See `TrainingAdmission.admit`. The returned function raises it if a client took more steps than
+                the request was charged for.
         """
-        is_paid = self.pending.includes(request.run, _kind(request), self._digest(request))
-        of_run, total = (0, 0) if is_paid else self.client_states.request_counts(request.run)
-        self.policy.check_request(order, request.settings, num_requests_of_run=of_run, num_requests_total=total)
-        scenario_digest = digest_of(request.settings["scenario"])
-        params = None if order.client_models else digest_of_params(order.params_D)
-        self.queries.check_training(request.run, order.round, scenario=scenario_digest, params=params)
-        sizes = np.array([len(scenario.data.train(client)) for client in clients])
-        release = Release(
-            round=order.round,
-            clients=tuple(clients),
-            num_examples=tuple(sizes.tolist()),
-            num_steps=tuple(order.local.num_steps(sizes).tolist()),
+        admission = TrainingAdmission(
+            policy=self.policy,
+            client_states=self.client_states,
+            queries=self.queries,
+            budget=self.budget,
+            pending=self.pending,
         )
-        if not is_paid:
-            self.budget.charge_training(strategy.privacy_guarantee, release)
-            self.client_states.count_request(request.run)
-        self.queries.record_training(request.run, order.round, scenario=scenario_digest)
+        charged = admission.admit(
+            request.run,
+            request.settings,
+            order,
+            strategy,
+            scenario,
+            clients=clients,
+            kind=_kind(request),
+            digest=self._digest(request),
+        )
         rounds, local = request.states_by_client(), self._clients_of(request, scenario)
-        charged = dict(zip(release.clients, release.num_steps or (), strict=True))
 
         def train(client: ClientId) -> Updates | Failure:
             result = local.train(strategy, order.for_client(client), client, rounds[client])
@@ -459,7 +439,7 @@ class NodeService:
         scenario = self.builder.scenario(request.settings)
         strategy = None
         if request.kind == RequestKind.FIT:  # with ``optimizer_state=average`` clients send more values
-            local = _read_training_order(request, scenario.trainer.layout).local
+            local = _read_order(request, scenario.trainer.layout).local
             strategy, _ = self._strategy(request, scenario, local)
         return allowed_content(
             request.kind,
@@ -470,49 +450,13 @@ class NodeService:
             clients=request.clients,
         )
 
-    def _metrics(self, scenario: Scenario) -> bool | str:
-        """Return the metrics that may leave; False if their sums have no bound, which noise needs."""
-        is_bounded = has_bounded_sums(scenario.data.task)
-        return False if self.policy.metrics == NOISED and not is_bounded else self.policy.metrics
-
-    def _with_enough_examples(self, scenario: Scenario, clients: Sequence[ClientId]) -> tuple[ClientId, ...]:
-        minimum = self.policy.reveal.min_test_examples
-        chosen = tuple(client for client in clients if len(scenario.data.test(client)) >= minimum)
-        for client in sorted(set(clients) - set(chosen)):
-            log.info("client %d is not evaluated: it has fewer than %d held-out examples", client, minimum)
-        return chosen
-
     def _clients_of(self, request: NodeRequest, scenario: Scenario) -> LocalClients:
         return LocalClients(scenario=scenario, client_states=self.client_states, run=request.run)
 
-    def _local(self, scenario: Scenario, clients: Sequence[ClientId]) -> tuple[ClientId, ...]:
-        """Return the clients in ascending order.
 
-        Raises:
-            NodeRefusal: A client is not at this node, or not in the scenario.
-        """
-        missing = [client for client in clients if client not in self.config.clients]
-        if missing:
-            raise RequestError(f"clients {missing} are not at this node, which has {list(self.config.clients)}")
-        unknown = [client for client in clients if client not in scenario.data.clients]
-        if unknown:
-            detail = f"scenario {scenario.name} has no clients {unknown}: it has {len(scenario.data.clients)}"
-            raise NodeRefusal(RefusalCode.SCENARIO, detail)
-        return tuple(sorted(clients))
-
-
-def _read_training_order(request: NodeRequest, layout: Layout) -> Request:
-    """Return the training order of a request, with the model of each client if the request has them.
-
-    Raises:
-        WireError: A field or an array is missing, unknown or out of range, or does not fit the layout.
-    """
-    models = {}
-    if request.kind == RequestKind.FIT and (request.content.arrays or request.content.metadata):
-        models = read_client_models(request.content, request.clients, layout)
-    order = read_order(request.shared, request.round, models)
-    require_order_fits(order, layout)
-    return order
+def _read_order(request: NodeRequest, layout: Layout) -> Request:
+    models = request.content if request.kind == RequestKind.FIT else None
+    return read_training_order(request.shared, models, request.round, request.clients, layout)
 
 
 def _kind(request: NodeRequest) -> str:
@@ -528,42 +472,12 @@ def _check_run_name(run: str) -> None:
         raise RequestError(str(error)) from error
 
 
-def _require_layout(request: NodeRequest, scenario: Scenario) -> None:
-    if request.layout != scenario.trainer.layout.digest:
-        raise RequestError("the request is for a model with another layout (names, shapes or dtypes of parameters)")
-
-
-@contextmanager
-def _reading_request(code: RefusalCode = RefusalCode.REQUEST) -> Iterator[None]:
-    """Refuse a request that cannot be read; other errors of the block become refusals with this code."""
-    try:
-        yield
-    except WireError as error:
-        raise RequestError(str(error)) from error
-    except NodeRefusal:
-        raise
-    except FedlearnError as error:
-        raise NodeRefusal(code, str(error)) from error
-
-
 def _refusal(code: RefusalCode, detail: str, request: NodeRequest | None = None) -> Refusal:
-    """Return a refusal, and log its details under its reference."""
-    reference, kind, run = new_reference(), request and request.kind, request and request.run
-    log.warning("refused a request %s of run %s, code %s, reference %s: %s", kind, run, code, reference, detail)
-    return Refusal(stage=code.stage, code=code, detail=detail if code.has_detail else "", reference=reference)
+    if request is None:
+        return log_refusal(code, detail)
+    return log_refusal(code, detail, kind=request.kind, run=request.run)
 
 
 def _log_failures(response: NodeResponse) -> NodeResponse:
     """Log the failures of a response under a new reference, and return the response with this reference."""
-    if not response.failures:
-        return response
-    reference = new_reference()
-    for failure in response.failures:
-        log.warning(
-            "client %d failed at stage %s, reference %s: %s",
-            failure.client,
-            failure.stage,
-            reference,
-            failure.reason,
-        )
-    return replace(response, reference=reference)
+    return replace(response, reference=log_failures(response.failures))

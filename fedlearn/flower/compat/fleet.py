@@ -144,7 +144,7 @@ class FleetClient:
         return message
 
     def push(self, node_id: int, response: Any) -> None:
-        """Send a response with its parts. A repeated call sends the missing parts."""
+        """Send a response with its parts. After a cut of the connection, it continues with the part in progress."""
         from flwr.app.message import remove_content_from_message
         from flwr.common.serde import message_to_proto
         from flwr.proto.fleet_pb2 import PushMessagesRequest
@@ -156,6 +156,8 @@ class FleetClient:
         )
         from flwr.supercore.inflatable.inflatable_protobuf_utils import make_push_object_fn_protobuf
         from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+
+        from fedlearn.flower.transfer import push_after_cuts
 
         node, run_id = Node(node_id=node_id), response.metadata.run_id
         head = remove_content_from_message(response) if response.has_content() else response
@@ -171,7 +173,9 @@ class FleetClient:
                     clientapp_runtime_list=[0.0],
                 )
             )
-            push = make_push_object_fn_protobuf(self._client.PushObject, node, run_id, pushed.session_id)
+            push = make_push_object_fn_protobuf(
+                push_after_cuts(self._client.PushObject), node, run_id, pushed.session_id
+            )
             try:
                 push_contents(get_all_nested_objects(response), push, object_ids_to_push=set(pushed.objects_to_push))
             except ObjectPushError as error:
