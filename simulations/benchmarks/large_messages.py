@@ -150,7 +150,7 @@ class Meter(threading.Thread):
         super().__init__(daemon=True)
 
     def run(self) -> None:
-        """Measure until the end."""
+        """Measure until `ended` is set, or the memory is short."""
         while not self.ended.wait(SAMPLE_S):
             processes, total = family(os.getpid())[1:], 0.0
             for process in processes:
