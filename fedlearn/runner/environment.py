@@ -29,7 +29,7 @@ def set_environment(framework: str | None, num_cores: int | None = None, *, devi
 
     - Flower and MLflow send no telemetry. MLflow prints nothing, and a server that does not respond delays no run.
     - JAX allocates GPU memory as needed, and stores compiled programs in the cache folder of the user.
-    - PyTorch: glibc keeps freed memory, see `keep_freed_memory`.
+    - glibc keeps freed memory, see `keep_freed_memory`.
     - Libraries have one thread each, see `fedlearn.core.threads`.
     - On a GPU, torch and JAX multiply in float32, not in TF32. By default, JAX uses it for all products, and torch for
       convolutions only. ``NVIDIA_TF32_OVERRIDE=1`` and ``JAX_DEFAULT_MATMUL_PRECISION=default`` allow TF32.
@@ -50,18 +50,29 @@ def set_environment(framework: str | None, num_cores: int | None = None, *, devi
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(user_cache_path("fedlearn") / "jax"))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-    if framework in ("torch", "mixed"):
-        keep_freed_memory()
+    if framework in ("torch", "jax", "mixed"):
+        keep_freed_memory(framework)
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(framework: str) -> None:
     """Configure glibc to keep freed memory for the next block of clients.
 
-    Otherwise, the kernel clears each page again for each block. The function has no effect without glibc, or if the
-    user has set ``MALLOC_TRIM_THRESHOLD_`` or ``MALLOC_MMAP_THRESHOLD_``.
+    Otherwise, the kernel clears each page again for each block. In JAX, this takes half of a round of a large model:
+    each call of a program allocates all its arrays, in several threads. So JAX keeps arrays of all sizes, in one arena.
+
+    The function has no effect without glibc, or if the user has set ``MALLOC_TRIM_THRESHOLD_`` or
+    ``MALLOC_MMAP_THRESHOLD_``.
+
+    Args:
+        framework: ``torch``, ``jax`` or ``mixed``.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None or MALLOC_VARIABLES & os.environ.keys():
+        return
+    if framework == "jax":
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        mallopt(-4, 0)  # M_MMAP_MAX: no array has pages of its own
+        mallopt(-8, 1)  # M_ARENA_MAX: an arena of a thread has 64 MiB at most
         return
     mallopt(-1, MALLOC_TRIM_BYTES)  # M_TRIM_THRESHOLD
     mallopt(-3, MALLOC_MMAP_BYTES)  # M_MMAP_THRESHOLD

@@ -37,8 +37,8 @@ def trainer(workload: Workload, framework: str) -> Trainer:
     model = import_module(f"simulations.benchmarks.models_{framework}").module(workload)
     trainers = import_module(f"fedlearn.trainers.{framework}")
     task, device = workload.task, workload.device
+    keep_freed_memory(framework)  # as in a run of fedlearn
     if framework == "torch":
-        keep_freed_memory()  # as in a run of fedlearn
         result: Trainer = trainers.TorchTrainer(model, task=task, initial=default_initial_parameters, device=device)
     else:
         result = trainers.JaxTrainer(model, task=task, input_shape=workload.input_shape, device=device)
