@@ -10,11 +10,11 @@ from functools import cache
 
 import numpy as np
 
+from fedlearn.callbacks.formatting import format_metric
 from fedlearn.core.random import Purpose, generator
-from fedlearn.core.records import Examples
+from fedlearn.core.records import Evaluation, Examples
 from fedlearn.errors import is_count, require
-from fedlearn.loop.scenario import Scenario
-from fedlearn.loop.schedule import Schedule
+from fedlearn.loop.scenario import Scenario, judge
 from fedlearn.loop.training_loop import federate, start
 from fedlearn.privacy.canary_sentences import BASELINE, CanarySentences, draw_sentences, example_losses, exposures
 from fedlearn.runner.experiment import build_experiment
@@ -33,6 +33,7 @@ class Exposure:
         copies: copies of each canary in the data of its client.
         rounds: rounds of the run.
         epsilon: epsilon of the ledger; None without a guarantee.
+        utility: main metric of the trained model on held-out examples, e.g. ``perplexity 59.9``; empty without a value.
     """
 
     exposure_M: np.ndarray
@@ -40,19 +41,24 @@ class Exposure:
     copies: int
     rounds: int
     epsilon: float | None
+    utility: str = ""
 
     @property
     def text(self) -> str:
         """The result in one line."""
         mean = float(self.exposure_M.mean())
-        return (
+        parts = (
             f"mean exposure {mean:.2f} bits, largest {self.exposure_M.max():.2f} of {self.most:.2f}; "
-            f"{BASELINE:.2f} without memorization · {len(self.exposure_M)} canaries, {self.copies} copies each"
+            f"{BASELINE:.2f} without memorization",
+            f"{len(self.exposure_M)} canaries, {self.copies} copies each",
+            self.utility,
         )
+        return " · ".join(filter(None, parts))
 
     def to_json(self) -> dict[str, object]:
         """Return the values for ``audit.json``."""
         values = {"most": self.most, "copies": self.copies, "rounds": self.rounds, "epsilon": self.epsilon}
+        values |= {"utility": self.utility}
         return {"exposure": self.exposure_M.tolist(), "mean": float(self.exposure_M.mean()), **values}
 
 
@@ -91,11 +97,13 @@ def measure_exposure(analysis: AnalysisRun) -> Exposure | None:
 
     experiment = build_experiment(analysis.cfg, analysis.plan, transform_scenario=with_sentences)
     plan, trainer, engine = experiment.plan, experiment.scenario.trainer, experiment.engine
-    state, epsilon = start(plan.strategy, trainer.init(plan.seed), engine, seed=plan.seed), None
-    schedule = Schedule(rounds=plan.schedule.rounds, max_failures=plan.schedule.max_failures)
+    state, epsilon, utility = start(plan.strategy, trainer.init(plan.seed), engine, seed=plan.seed), None, ""
+    schedule = replace(plan.schedule, evaluate_every=plan.schedule.rounds)
+    evaluate = judge(experiment.scenario)
     try:
-        for done in federate(plan.strategy, engine, state, schedule=schedule, local=plan.local):
+        for done in federate(plan.strategy, engine, state, schedule=schedule, local=plan.local, evaluate=evaluate):
             state, epsilon = done.state, done.privacy and done.privacy.value
+            utility = _utility(experiment.scenario, done.evaluation)
     finally:
         engine.close()
     losses = [
@@ -108,4 +116,11 @@ def measure_exposure(analysis: AnalysisRun) -> Exposure | None:
         copies=copies,
         rounds=state.round,
         epsilon=epsilon,
+        utility=utility,
     )
+
+
+def _utility(scenario: Scenario, evaluation: Evaluation | None) -> str:
+    metric = scenario.metric or scenario.data.task.main_metric
+    value = evaluation and evaluation.pooled.get(metric)
+    return f"{metric} {format_metric(metric, value)}" if value is not None else ""

@@ -5,7 +5,7 @@ Shapes: K clients, D parameters of the adapters and the head, N sentences, T tok
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -88,21 +88,28 @@ class Cohort:
 
     def plain_loop(self) -> Any:
         """Train one client after another, as a program with peft and torch alone."""
-        weights = [part for part in self.module.parameters() if part.requires_grad]
-        start, updates = torch.from_numpy(self.request.params_D.copy()), []
+        weights = {name: part for name, part in self.module.named_parameters() if part.requires_grad}
+        slices, updates = self.trainer.layout.slices, np.empty((len(self.work), self.trainer.layout.num_parameters))
+        start = {name: torch.from_numpy(self.request.params_D[slices[name]]).clone() for name in weights}
         self.module.train()
-        for work in self.work:
-            torch.nn.utils.vector_to_parameters(start, weights)
-            optimizer = torch.optim.AdamW(weights, RATE, weight_decay=0.0)
-            inputs = map_inputs(torch.from_numpy, split_inputs(work.examples.x))
-            order = torch.randperm(len(work.examples)).split(self.request.local.batch_size)
-            for rows_B in order:
-                optimizer.zero_grad()
-                self._loss(inputs, torch.from_numpy(work.examples.y), rows_B).backward()
-                torch.nn.utils.clip_grad_norm_(weights, MAX_NORM)
-                optimizer.step()
-            updates.append(torch.nn.utils.parameters_to_vector(weights).detach() - start)
-        return torch.stack(updates).numpy()
+        for work, update_D in zip(self.work, updates, strict=True):
+            with torch.no_grad():
+                for name, weight in weights.items():
+                    weight.copy_(start[name].view_as(weight))
+            self._train_plainly(work, list(weights.values()))
+            for name, weight in weights.items():
+                update_D[slices[name]] = (weight.detach().flatten() - start[name]).numpy()
+        return updates
+
+    def _train_plainly(self, work: ClientWork, weights: Sequence[torch.nn.Parameter]) -> None:
+        """Train one client. All batches have one size, so their order is the order of the examples."""
+        optimizer = torch.optim.AdamW(weights, RATE, weight_decay=0.0)
+        inputs, y_N = map_inputs(torch.from_numpy, split_inputs(work.examples.x)), torch.from_numpy(work.examples.y)
+        for rows_B in torch.arange(len(y_N)).split(self.request.local.batch_size):
+            optimizer.zero_grad()
+            self._loss(inputs, y_N, rows_B).backward()
+            torch.nn.utils.clip_grad_norm_(weights, MAX_NORM)
+            optimizer.step()
 
     def _loss(self, inputs: Mapping[str, torch.Tensor], y_N: torch.Tensor, rows_B: torch.Tensor) -> torch.Tensor:
         x_B = trim({name: part[rows_B] for name, part in inputs.items()})
