@@ -22,9 +22,9 @@ from fedlearn.errors import require
 from fedlearn.runner.environment import set_environment
 from simulations.benchmarks.scale import Seconds, seconds
 
-PROGRAMS = ("peft", "map", "joint")  # a plain loop with peft; fedlearn one client at a time; fedlearn in joint passes
+PROGRAMS = ("peft", "alone", "joint")  # a plain loop with peft; fedlearn one client at a time; fedlearn in joint passes
 SHAPES = ("1x16", "1x64", "2x32", "4x16", "8x16", "8x32", "8x64")
-HEADER = ["shape", "layers", "peft", "map", "joint", "peft / joint", "map / joint", "difference", "memory"]
+HEADER = ["shape", "layers", *PROGRAMS, "peft / joint", "alone / joint", "difference", "memory"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--clients", type=int, default=8, help="clients of a round (default 8)")
     parser.add_argument("--steps", type=int, default=4, help="steps of a client in a round (default 4)")
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"), help="default float32")
-    parser.add_argument("--cores", type=int, default=1, help="threads of a program (default 1)")
+    parser.add_argument("--cores", type=int, default=1, help="threads of peft, processes of fedlearn (default 1)")
     parser.add_argument("--repeat", type=int, default=3, help="rounds of each program (default 3)")
     parser.add_argument("--memory", action="store_true", help="also measure memory, in a process of each program")
     return run_command(parser, measure, argv)
@@ -64,8 +64,8 @@ def _row(shape: str, sizes: Mapping[str, Any], repeat: int, memory: bool) -> lis
             times[name].append(seconds(run))
     steps = sizes["clients"] * sizes["steps"]
     cost = {name: 1000 * median(_time(each, sizes) for each in taken[1:]) / steps for name, taken in times.items()}
-    ratios = [f"{cost[name] / cost['joint']:.2f}" for name in ("peft", "map")]
-    difference = abs(programs["map"]() - programs["joint"]()).max()
+    ratios = [f"{cost[name] / cost['joint']:.2f}" for name in ("peft", "alone")]
+    difference = abs(programs["alone"]() - programs["joint"]()).max()
     parts = [f"{_memory(name, shape, sizes):.0f} %" for name in PROGRAMS] if memory else ["-"]
     shown = [f"{cost[name]:.1f} ms" for name in PROGRAMS]
     return [shape, f"{sizes['tuned']} of {sizes['depth']}", *shown, *ratios, f"{difference:.0e}", " / ".join(parts)]

@@ -15,13 +15,15 @@ import torch
 import transformers
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from fedlearn import Examples, LocalSettings
-from fedlearn.algorithm import LocalRule
+from fedlearn import Examples, FederatedData, LocalSettings, Strategy, vector
+from fedlearn.algorithm import everyone
 from fedlearn.core.inputs import join_inputs, map_inputs, split_inputs
-from fedlearn.core.records import ClientWork, Request
+from fedlearn.core.records import Request, Updates
+from fedlearn.engines.base import InProcessEngine
 from fedlearn.trainers.torch import TorchTrainer
 from fedlearn.trainers.torch.hugging_face import classify_two, trim
 
+STRATEGY = Strategy(select=everyone())
 RATE, MAX_NORM, RANK, HEADS, VOCABULARY = 1e-3, 1.0, 8, 8, 30_522
 
 
@@ -62,10 +64,7 @@ class Cohort:
         torch.set_num_threads(cores)
         self.module = adapted_bert(width, depth, tuned)
         self.trainer = TorchTrainer(self.module, task="binary", forward=classify_two, trim=trim)
-        self.work = [
-            ClientWork(client=k, examples=sentences(batch * steps, length, varied=varied, seed=k))
-            for k in range(clients)
-        ]
+        self.examples = [sentences(batch * steps, length, varied=varied, seed=k) for k in range(clients)]
         local = LocalSettings(
             batch_size=batch,
             steps=steps,
@@ -75,36 +74,48 @@ class Cohort:
             precision=precision,
         )
         self.request = Request(round=1, seed=1, params_D=self.trainer.init(1), local=local)
-        trainers = {way: self.trainer.with_batching(way) for way in ("map", "joint")}
+        data = FederatedData(
+            task="binary",
+            num_classes=2,
+            clients=range(clients),
+            train=self.examples.__getitem__,
+            test=self.examples.__getitem__,
+        )
+        alone = "map" if cores == 1 else "process_pool"
+        engines = {
+            "alone": vector(data, self.trainer, batching=alone),
+            "joint": vector(data, self.trainer, batching="joint"),
+        }
         self.programs: Mapping[str, Callable[[], Any]] = {
             "peft": self.plain_loop,
-            **{way: partial(self._fit, trainer) for way, trainer in trainers.items()},
+            **{name: partial(self._fit, engine) for name, engine in engines.items()},
         }
         base = sum(part.numel() for part in self.module.parameters() if not part.requires_grad)
         self.num_bytes = 4 * (base + clients * self.trainer.layout.num_parameters)
 
-    def _fit(self, trainer: TorchTrainer) -> Any:
-        return trainer.fit(self.request, LocalRule(), self.work).delta_KD
+    def _fit(self, engine: InProcessEngine) -> Any:
+        results = engine.fit(self.request, STRATEGY, engine.clients)
+        return np.concatenate([result.delta_KD for result in results if isinstance(result, Updates)])
 
     def plain_loop(self) -> Any:
         """Train one client after another, as a program with peft and torch alone."""
         weights = {name: part for name, part in self.module.named_parameters() if part.requires_grad}
-        slices, updates = self.trainer.layout.slices, np.empty((len(self.work), self.trainer.layout.num_parameters))
+        slices, updates = self.trainer.layout.slices, np.empty((len(self.examples), self.trainer.layout.num_parameters))
         start = {name: torch.from_numpy(self.request.params_D[slices[name]]).clone() for name in weights}
         self.module.train()
-        for work, update_D in zip(self.work, updates, strict=True):
+        for examples, update_D in zip(self.examples, updates, strict=True):
             with torch.no_grad():
                 for name, weight in weights.items():
                     weight.copy_(start[name].view_as(weight))
-            self._train_plainly(work, list(weights.values()))
+            self._train_plainly(examples, list(weights.values()))
             for name, weight in weights.items():
                 update_D[slices[name]] = (weight.detach().flatten() - start[name]).numpy()
         return updates
 
-    def _train_plainly(self, work: ClientWork, weights: Sequence[torch.nn.Parameter]) -> None:
+    def _train_plainly(self, examples: Examples, weights: Sequence[torch.nn.Parameter]) -> None:
         """Train one client. All batches have one size, so their order is the order of the examples."""
         optimizer = torch.optim.AdamW(weights, RATE, weight_decay=0.0)
-        inputs, y_N = map_inputs(torch.from_numpy, split_inputs(work.examples.x)), torch.from_numpy(work.examples.y)
+        inputs, y_N = map_inputs(torch.from_numpy, split_inputs(examples.x)), torch.from_numpy(examples.y)
         for rows_B in torch.arange(len(y_N)).split(self.request.local.batch_size):
             optimizer.zero_grad()
             self._loss(inputs, y_N, rows_B).backward()

@@ -14,7 +14,7 @@ def test_a_row_has_the_times_of_all_programs_and_the_difference_of_the_updates(c
     sizes = [word for name, size in SMALL.items() if name != "varied" for word in (f"--{name}", str(size))]
     assert adapters.main(["--shapes", "2x8", "--varied", "--repeat", "1", *sizes]) == 0
     header, row = capsys.readouterr().out.splitlines()
-    assert header.split()[:4] == ["shape", "layers", "peft", "map"]
+    assert header.split()[:4] == ["shape", "layers", "peft", "alone"]
     assert row.split()[:4] == ["2x8", "2", "of", "2"]
 
 
