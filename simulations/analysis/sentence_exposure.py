@@ -57,9 +57,13 @@ class Exposure:
 
     def to_json(self) -> dict[str, object]:
         """Return the values for ``audit.json``."""
-        values = {"most": self.most, "copies": self.copies, "rounds": self.rounds, "epsilon": self.epsilon}
-        values |= {"utility": self.utility}
-        return {"exposure": self.exposure_M.tolist(), "mean": float(self.exposure_M.mean()), **values}
+        values = {"most": self.most, "copies": self.copies, "rounds": self.rounds, "utility": self.utility}
+        return {
+            "exposure": self.exposure_M.tolist(),
+            "mean": float(self.exposure_M.mean()),
+            "epsilon": self.epsilon,
+            **values,
+        }
 
 
 def measure_exposure(analysis: AnalysisRun) -> Exposure | None:
@@ -122,5 +126,5 @@ def measure_exposure(analysis: AnalysisRun) -> Exposure | None:
 
 def _utility(scenario: Scenario, evaluation: Evaluation | None) -> str:
     metric = scenario.metric or scenario.data.task.main_metric
-    value = evaluation and evaluation.pooled.get(metric)
+    value = None if evaluation is None else evaluation.pooled.get(metric)
     return f"{metric} {format_metric(metric, value)}" if value is not None else ""

@@ -98,6 +98,13 @@ def test_large_weights_are_used_in_place(monkeypatch):
     assert np.allclose(alone.delta_KD, joint.delta_KD, atol=1e-5)
 
 
+@pytest.mark.parametrize("num_rows", [(4, 4, 4, 4), (4, 4, 4, 3), (1, 1, 1, 1), (8, 4, 4, 4)], ids=str)
+def test_clients_with_equal_and_unequal_numbers_of_rows_get_their_updates(num_rows, monkeypatch):
+    monkeypatch.setitem(globals(), "SIZES", num_rows)
+    alone, joint = fits(Adapted(), local=LocalSettings(batch_size=4, epochs=3, learning_rate=0.1))
+    assert np.allclose(alone.delta_KD, joint.delta_KD, atol=1e-6)
+
+
 def test_a_small_pass_gives_the_same(monkeypatch):
     monkeypatch.setattr("fedlearn.trainers.torch.joint_steps.MAX_POSITIONS", 60)
     alone, joint = fits(Adapted())
@@ -137,7 +144,10 @@ def test_a_model_that_mixes_the_examples_of_a_batch_is_refused():
 def test_layers_are_themselves_again_after_an_error():
     trainer = TorchTrainer(Adapted(), task="multiclass")
     layers = JointLayers(trainer._model)
-    with suppress(RuntimeError), layers.using(layers.weights(torch.zeros(2, trainer.layout.num_parameters))):
+    with (
+        suppress(RuntimeError),
+        layers.using(layers.weights(torch.zeros(2, trainer.layout.num_parameters)), torch.tensor([0, 1])),
+    ):
         assert "forward" in vars(trainer.module.lora_A)
         raise RuntimeError
     assert "forward" not in vars(trainer.module.lora_A)

@@ -56,7 +56,6 @@ class JointLayers:
         owned = sorted(i for place in self._places for i in (place.weight, place.bias) if i >= 0)
         fits = owned == list(range(len(leaves))) and len(self._places) == len(owners)
         self.reason = "" if fits else "trains parameters outside of linear layers"
-        self._clients_N = torch.zeros(0, dtype=torch.long)
 
     def weights(self, params_KD: torch.Tensor) -> list[torch.Tensor]:
         """Return the weights of each leaf, ``(K, *shape)``, without a copy. Trained ones are leaves of a new graph."""
@@ -67,36 +66,54 @@ class JointLayers:
         ]
 
     @contextmanager
-    def using(self, weights: Sequence[torch.Tensor]) -> Iterator[None]:
-        """Use the weights of K clients in this block of code. Each pass needs `rows_of_clients` before it."""
+    def using(self, weights: Sequence[torch.Tensor], clients_N: torch.Tensor) -> Iterator[None]:
+        """Use the weights of K clients in this block of code, for the forward and the backward pass.
+
+        Args:
+            weights: weights of each leaf, ``(K, *shape)``.
+            clients_N: client of each row of the pass, ascending, as an index into the weights; each client has a row.
+        """
+        _, counts = torch.unique_consecutive(clients_N, return_counts=True)
+        rows = _Rows(clients_N, counts.tolist())
         with ExitStack() as stack:
             for place in self._places:
                 weight = weights[place.weight] if place.weight >= 0 else None
                 bias = weights[place.bias] if place.bias >= 0 else None
-                place.layer.forward = partial(self._forward, place.layer, weight, bias)  # type: ignore[method-assign]
+                place.layer.forward = partial(_forward, place.layer, weight, bias, rows)  # type: ignore[method-assign]
                 stack.callback(vars(place.layer).pop, "forward")
             yield
 
-    def rows_of_clients(self, clients_N: torch.Tensor) -> None:
-        """Set the client of each row of the next pass, ascending, as an index into the weights."""
-        self._clients_N = clients_N
 
-    def _forward(
-        self, layer: nn.Linear, weight: torch.Tensor | None, bias: torch.Tensor | None, x: torch.Tensor
-    ) -> torch.Tensor:
-        """Return the outputs of a layer. The first axis of ``x`` has the rows of the pass, or rows times positions."""
-        rows = self._clients_N
-        x_NTF = x.reshape(len(rows), -1, x.shape[-1])
-        if weight is None:
-            outputs = F.linear(x_NTF, layer.weight)
-        elif len(rows) * weight[0].numel() <= MAX_COPIED:
-            outputs = torch.bmm(x_NTF, weight.index_select(0, rows).mT)
-        else:
-            clients, counts = torch.unique_consecutive(rows, return_counts=True)
-            parts = zip(x_NTF.split(counts.tolist()), clients.tolist(), strict=True)
-            outputs = torch.cat([F.linear(part, weight[k]) for part, k in parts])
-        if bias is not None:
-            outputs = outputs + bias.index_select(0, rows)[:, None]
-        elif layer.bias is not None:
-            outputs = outputs + layer.bias
-        return outputs.view(*x.shape[:-1], outputs.shape[-1])
+@dataclass(frozen=True)
+class _Rows:
+    """The client of each row of a pass, and the number of rows of each client."""
+
+    clients_N: torch.Tensor
+    counts: Sequence[int]
+
+    @property
+    def is_even(self) -> bool:
+        """True if each client has the same number of rows."""
+        return len(set(self.counts)) == 1
+
+
+def _forward(
+    layer: nn.Linear, weight: torch.Tensor | None, bias: torch.Tensor | None, rows: _Rows, x: torch.Tensor
+) -> torch.Tensor:
+    """Return the outputs of a layer. The first axis of ``x`` has the rows of the pass, or rows times positions."""
+    clients_N = rows.clients_N
+    x_NTF = x.reshape(len(clients_N), -1, x.shape[-1])
+    if weight is None:
+        outputs = F.linear(x_NTF, layer.weight)
+    elif rows.is_even:
+        outputs = torch.bmm(x_NTF.reshape(len(weight), -1, x.shape[-1]), weight.mT).view(*x_NTF.shape[:2], -1)
+    elif len(clients_N) * weight[0].numel() <= MAX_COPIED:
+        outputs = torch.bmm(x_NTF, weight.index_select(0, clients_N).mT)
+    else:
+        parts = zip(x_NTF.split(rows.counts), weight, strict=True)
+        outputs = torch.cat([F.linear(part, weight_OF) for part, weight_OF in parts])
+    if bias is not None:
+        outputs = outputs + bias.index_select(0, clients_N)[:, None]
+    elif layer.bias is not None:
+        outputs = outputs + layer.bias
+    return outputs.view(*x.shape[:-1], outputs.shape[-1])

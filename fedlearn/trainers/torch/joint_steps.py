@@ -103,20 +103,21 @@ class JointSteps(BlockSteps):
         ) -> tuple[torch.Tensor, torch.Tensor]:
             clients_N, places_N = real_KB.nonzero(as_tuple=True)
             x_N, y_N = rows_of(x_KB, (clients_N, places_N)), y_KB[clients_N, places_N]
-            weights = self.layers.weights(params_KD)
-            trained = [weight for weight in weights if weight.requires_grad]
             gradient_KD, total_K = torch.zeros_like(params_KD), params_KD.new_zeros(len(params_KD))
             share_K = 1 / real_KB.sum(dim=1).clamp(min=1)
             keys = self.prefix.keys(x_N) if self.prefix.is_active else []
-            with self.layers.using(weights), self.frozen.using():
+            with self.frozen.using():
                 for part_P in self._parts(x_N, keys, int(real_KB.sum(dim=1).max())):
-                    clients_P = clients_N[part_P]
-                    self.layers.rows_of_clients(clients_P)
-                    with self.prefix.using([keys[i] for i in part_P.tolist()] if keys else []):
+                    clients_C, places_P = torch.unique(clients_N[part_P], return_inverse=True)
+                    weights = self.layers.weights(params_KD[clients_C])
+                    trained = [weight for weight in weights if weight.requires_grad]
+                    part_keys = [keys[i] for i in part_P.tolist()] if keys else []
+                    with self.layers.using(weights, places_P), self.prefix.using(part_keys):
                         loss_P = self._losses(losses, rows_of(x_N, part_P), y_N[part_P])
-                    parts = torch.autograd.grad(loss_P @ share_K[clients_P], trained, materialize_grads=True)
-                    self._add(gradient_KD, parts)
-                    total_K.index_add_(0, clients_P, loss_P.detach())
+                        mean_loss = loss_P @ share_K[clients_N[part_P]]
+                        parts = torch.autograd.grad(mean_loss, trained, materialize_grads=True)
+                    self._add(gradient_KD, clients_C, parts)
+                    total_K.index_add_(0, clients_N[part_P], loss_P.detach())
             return gradient_KD, total_K
 
         return gradients
@@ -125,9 +126,9 @@ class JointSteps(BlockSteps):
         ones_P = torch.ones(len(y_P), dtype=torch.bool, device=y_P.device)
         return losses(self.model.module, self.model.module.trimmed(x_P), y_P, ones_P)
 
-    def _add(self, gradient_KD: torch.Tensor, parts: tuple[torch.Tensor, ...]) -> None:
+    def _add(self, gradient_KD: torch.Tensor, clients_C: torch.Tensor, parts: tuple[torch.Tensor, ...]) -> None:
         for leaf, part in zip(self.model.trained.leaves, parts, strict=True):
-            gradient_KD[:, self.model.layout.slices[leaf.name]] += part.flatten(1)
+            gradient_KD[:, self.model.layout.slices[leaf.name]].index_add_(0, clients_C, part.flatten(1))
 
     def _parts(self, x_N: Any, keys: Sequence[bytes], largest_batch: int) -> Iterator[torch.Tensor]:
         """Yield the rows of each pass: rows of similar length, in order of their clients."""
