@@ -80,11 +80,15 @@ def _other_values(x: np.ndarray, x_N: np.ndarray, rng: np.random.Generator) -> n
 
 
 def _in_range(x_N: np.ndarray, rng: np.random.Generator, *, are_codes: bool) -> np.ndarray:
-    """Return random inputs in the range of each input, because a model can use inputs as row numbers of a table."""
+    """Return random inputs in the range of each input, because a model can use inputs as row numbers of a table.
+
+    Codes have no negative numbers, if others are possible.
+    """
     finite = np.nan_to_num(x_N, posinf=0, neginf=0)
     low, high = finite.min(axis=0), finite.max(axis=0)
     shape = (NUM_EXAMPLES, *x_N.shape[1:])
     if are_codes:
+        low = np.where(high >= 0, np.maximum(low, 0), low)  # -1 or -100 marks padding: the numbers between are no codes
         return rng.integers(low.astype(np.int64), high.astype(np.int64) + 1, shape).astype(x_N.dtype)
     return rng.uniform(low, high, shape).astype(x_N.dtype)
 

@@ -152,3 +152,20 @@ def test_check_trainer_rejects_random_numbers_that_follow_the_place_of_an_exampl
 def test_check_trainer_rejects_a_trainer_that_trains_nothing():
     with pytest.raises(AssertionError):
         check_trainer(TrainsNothing(6), CLIENTS)
+
+
+@pytest.mark.parametrize("synthetic", [False, True])
+@pytest.mark.parametrize("padding", [-1, -100])
+def test_random_codes_are_no_numbers_between_padding_and_the_first_code(padding, synthetic):
+    codes = np.array([[3, 1, padding], [2, padding, padding], [7, 6, padding]], np.int32)
+    examples = Examples(codes, np.zeros(3, np.int64))
+    drawn = np.concatenate([np.unique(group.x) for group in probe_examples(examples, synthetic=synthetic)])
+    assert set(drawn.tolist()) <= {padding, *range(8)}
+    assert len(set(drawn.tolist())) > 3
+
+
+def test_signed_whole_numbers_are_drawn_from_their_range():
+    examples = Examples(np.array([[-9], [-2]], np.int32), np.zeros(2, np.int64))
+    _, other = list(probe_examples(examples, synthetic=False))[:2]
+    assert other.x.min() >= -9
+    assert other.x.max() <= -2
