@@ -7,23 +7,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
+from fedlearn.core.command_line import DONE, CommandParser, run_command
+from fedlearn.deploy.control_options import control_parser
 from fedlearn.deploy.coordinator_side.app_bundle import REQUEST_KEY, build_app_bundle
 from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient
 from fedlearn.deploy.remote_runs import find_run
-from fedlearn.deploy.submit import add_connection_options
 from fedlearn.errors import FedlearnError
 
 
 def build_parser() -> CommandParser:
     """Return the parser of the command."""
-    parser = command_parser(
+    parser = control_parser(
         "fedlearn.deploy.cancel",
         "Stop a run after its round. Its rounds are kept, and fedlearn.deploy.submit --resume continues it.",
         epilog="exit codes: 0 requested; 2 no such run, a run of another person, or no connection",
+        has_run=True,
     )
-    parser.add_argument("run", metavar="RUN", help="name, number or folder of the run, from fedlearn.deploy.runs")
-    add_connection_options(parser)
     parser.add_argument("--now", action="store_true", help="stop in the middle of the round")
     return parser
 

@@ -6,26 +6,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
+from fedlearn.core.command_line import DONE, CommandParser, run_command
+from fedlearn.deploy.control_options import add_json_option, control_parser
 from fedlearn.deploy.history import print_json
 from fedlearn.deploy.processes import private_files
 from fedlearn.deploy.remote_runs import RunClient, find_run, list_runs
-from fedlearn.deploy.submit import add_connection_options
 from fedlearn.errors import FedlearnError, is_number, require
 
 
 def build_parser() -> CommandParser:
     """Return the parser of the command."""
-    parser = command_parser(
+    parser = control_parser(
         "fedlearn.deploy.fetch",
         "Download the files of a run to a new folder: report, model, metrics and figures, without checkpoints.",
         epilog="exit codes: 0; 2 no such run, a run of another person, too many bytes, a changed file, no connection",
+        has_run=True,
     )
-    parser.add_argument("run", metavar="RUN", help="name, number or folder of the run, from fedlearn.deploy.runs")
-    add_connection_options(parser)
     parser.add_argument("--to", type=Path, metavar="DIR", help="new folder; default: the name of the run")
     parser.add_argument("--max-gib", type=float, default=4.0, help="largest size of all files together, in GiB")
-    parser.add_argument("--json", action="store_true", help="print the list of files as JSON")
+    add_json_option(parser, "print the list of files as JSON")
     return parser
 
 

@@ -13,10 +13,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fedlearn.core.command_line import DONE, FAILED, CommandParser, command_parser, run_command
+from fedlearn.core.command_line import DONE, FAILED, CommandParser, run_command
 from fedlearn.deploy.audit_log import AUDIT_FILE, plain_value, read_events, verify
+from fedlearn.deploy.control_options import add_json_option, control_parser
 from fedlearn.deploy.remote_runs import RunClient
-from fedlearn.deploy.submit import add_connection_options
 from fedlearn.errors import FedlearnError
 
 PLACES = ("", "client_states")  # folders of the log in a state folder: of the coordinator, of a node
@@ -29,17 +29,16 @@ TABLE_COLUMNS = ("run", "person", "started", "outcome", "strategy", "privacy", "
 
 def build_parser() -> CommandParser:
     """Return the parser of the command."""
-    parser = command_parser(
+    parser = control_parser(
         "fedlearn.deploy.history",
         "Show which runs used the data of a site or a coordinator: who ordered them, and what left.",
         epilog="exit codes: 0; with --verify 3 if the log was changed; 2 without a log",
     )
     place = "state folder of a coordinator or of a node, or its client states; without it, ask the coordinator"
     parser.add_argument("state", type=Path, nargs="?", help=place)
-    add_connection_options(parser)
     parser.add_argument("--run", default="", help="only this run: its name, its number, or its folder")
     parser.add_argument("--events", action="store_true", help="show each line of the log instead of one line per run")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json_option(parser)
     parser.add_argument("--csv", action="store_true", help="print CSV")
     parser.add_argument(
         "--verify", action="store_true", help="check the chain of hashes, and exit with 3 if it is broken"

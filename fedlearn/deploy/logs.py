@@ -9,28 +9,27 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
+from fedlearn.core.command_line import DONE, CommandParser, run_command
 from fedlearn.core.plain_text import plain_text
 from fedlearn.deploy.connectivity import ConnectionProblem
+from fedlearn.deploy.control_options import add_json_option, control_parser
 from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient
 from fedlearn.deploy.remote_runs import find_run
 from fedlearn.deploy.run_log import FLOWER_LOG_LINE
-from fedlearn.deploy.submit import add_connection_options
 
 PAUSE_S = 3.0  # seconds without a line after which the present output is complete
 
 
 def build_parser() -> CommandParser:
     """Return the parser of the command."""
-    parser = command_parser(
+    parser = control_parser(
         "fedlearn.deploy.logs",
         "Show the output of a run.",
         epilog="exit codes: 0; 2 no such run or no connection",
+        has_run=True,
     )
-    parser.add_argument("run", metavar="RUN", help="name, number or folder of the run, from fedlearn.deploy.runs")
-    add_connection_options(parser)
     parser.add_argument("--follow", action="store_true", help="wait for further lines until the run ends")
-    parser.add_argument("--json", action="store_true", help="print one JSON object per line of the output")
+    add_json_option(parser, "print one JSON object per line of the output")
     return parser
 
 

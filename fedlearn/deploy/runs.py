@@ -8,26 +8,25 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
+from fedlearn.core.command_line import DONE, CommandParser, run_command
+from fedlearn.deploy.control_options import add_json_option, control_parser
 from fedlearn.deploy.history import print_json
 from fedlearn.deploy.remote_runs import RunClient, list_runs, read_progress
 from fedlearn.deploy.status import describe_run, run_table
-from fedlearn.deploy.submit import add_connection_options
 
 MAX_RUNS = 20  # runs in the table
 
 
 def build_parser() -> CommandParser:
     """Return the parser of the command."""
-    parser = command_parser(
+    parser = control_parser(
         "fedlearn.deploy.runs",
         "List the runs of a federation, the newest first.",
         epilog="exit codes: 0; 2 if the coordinator cannot be reached",
     )
-    add_connection_options(parser)
     parser.add_argument("--person", default="", help="only runs of this person")
     parser.add_argument("--all", action="store_true", help=f"show all runs instead of the newest {MAX_RUNS}")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json_option(parser)
     return parser
 
 

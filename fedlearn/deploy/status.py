@@ -16,13 +16,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fedlearn.core.command_line import DONE, FAILED, CommandParser, command_parser, run_command
+from fedlearn.core.command_line import DONE, FAILED, CommandParser, run_command
 from fedlearn.core.plain_text import plain_line
 from fedlearn.deploy.connectivity import ConnectionProblem
+from fedlearn.deploy.control_options import add_json_option, control_parser
 from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient, NodeState, RunState
 from fedlearn.deploy.history import print_json
 from fedlearn.deploy.remote_runs import RunClient, read_progress
-from fedlearn.deploy.submit import add_connection_options
 
 MAX_RUNS = 10  # finished runs in the table
 LOG_TIMEOUT_S = 5.0  # seconds to wait for the output of a run in progress
@@ -32,14 +32,13 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 def build_parser() -> CommandParser:
     """Return the parser of the command."""
-    parser = command_parser(
+    parser = control_parser(
         "fedlearn.deploy.status",
         "Show the nodes and the runs of a federation.",
         epilog="exit codes: 0; with --check 3 if a node is offline; 2 if the coordinator cannot be reached",
     )
-    add_connection_options(parser)
     parser.add_argument("--all", action="store_true", help=f"show all finished runs instead of the last {MAX_RUNS}")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json_option(parser)
     parser.add_argument("--check", action="store_true", help="exit with 3 if a node is offline, for monitoring")
     return parser
 

@@ -13,6 +13,7 @@ from hydra.utils import get_object
 
 from fedlearn.core.command_line import CommandParser, UsageError, command_parser, exit_code
 from fedlearn.deploy.config_file import add_config_option
+from fedlearn.deploy.control_options import DEFAULT_COORDINATOR, DEFAULT_KEYS, add_connection_options
 from fedlearn.deploy.run_log import Follower
 from fedlearn.engines.deployed import grid
 from fedlearn.runner.callbacks import build_callbacks
@@ -25,7 +26,6 @@ from fedlearn.runner.run_config import config_to_dict
 from fedlearn.runner.start import main as simulate
 from fedlearn.runner.start import parse_args as parse_simulation_args
 
-DEFAULT_COORDINATOR, DEFAULT_KEYS = "localhost:8000", Path("keys/operator")
 OUTPUTS = "outputs"  # first part of a simulation's folder; here the coordinator chooses this folder (--runs)
 
 
@@ -65,12 +65,6 @@ def build_parser() -> CommandParser:
     add_config_option(parser, "study.yaml", has_settings=True)
     parser.add_argument("-h", "--help", action="store_true", help="show this help and the settings")
     return parser
-
-
-def add_connection_options(parser: CommandParser) -> None:
-    """Add the options ``--coordinator`` and ``--keys``."""
-    parser.add_argument("--coordinator", default=DEFAULT_COORDINATOR, metavar="HOST:PORT", help="address")
-    parser.add_argument("--keys", type=Path, default=DEFAULT_KEYS, help="folder with the operator's keys")
 
 
 def _submit(args: argparse.Namespace, overrides: Sequence[str]) -> int:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -28,9 +26,11 @@ from fedlearn.core.command_line import take_settings
 from fedlearn.errors import FedlearnError, require
 from fedlearn.flower.compat.fleet import FleetClient
 from fedlearn.protocol.polling import poll_interval
+from simulations.benchmarks.federation import family, fedlearn_command, serve_coordinator, started
+from simulations.benchmarks.large_messages import measure as measure_messages
 from simulations.benchmarks.speed import BAD_SETTING, DONE, machine
 
-DEFAULTS = {"stubs": 200, "seconds": 60, "rounds": 10}
+DEFAULTS = {"stubs": 200, "seconds": 60, "rounds": 10, "mib": 64}
 LIMITS = {
     "memory of a node at rest, MiB": 300.0,
     "memory of a node at rest after a run, MiB": 300.0,
@@ -38,7 +38,6 @@ LIMITS = {
     "a round without work, s": 1.0,
 }
 HEARTBEAT_S, MAX_POLL_S = 10.0, 6.0  # as in fedlearn.deploy.node_side.messenger
-START_TIMEOUT_S = 240.0
 IDLE_TIMEOUT_S = 10  # the default is 15 minutes
 POLICY = """\
 scenarios: {diabetes: {partition: {one_of: [iid]}}}
@@ -53,6 +52,7 @@ Measure a federation on this machine, over TLS.
   stubs=200      number of stub nodes that are connected and have no work
   seconds=60     time for which the processor time of the coordinator is measured
   rounds=10      rounds of the run with two nodes; the median of their times is shown
+  mib=64         size of a model that travels to two nodes and back; see simulations.benchmarks.large_messages
 
 Exit codes: 0 done, 2 bad setting.
 """
@@ -76,50 +76,6 @@ def processor_s(process: int) -> float:
             fields = Path(f"/proc/{member}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
             ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def family(process: int) -> list[int]:
-    """Return the ids of a process and of all its living child processes."""
-    found = [process]
-    for member in found:
-        with suppress(OSError):
-            children = Path(f"/proc/{member}/task/{member}/children").read_text(encoding="ascii")
-            found += [int(child) for child in children.split()]
-    return found
-
-
-@contextmanager
-def started(folder: Path, name: str, *arguments: str) -> Iterator[int]:
-    """Start a command of fedlearn, wait until it is ready, and yield its process id; end it after the block."""
-    log = folder / f"{name}.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen([sys.executable, "-m", *arguments], stdout=output, stderr=output, cwd=folder)
-    try:
-        ends = time.monotonic() + START_TIMEOUT_S
-        while b"\nready\n" not in log.read_bytes():
-            if process.poll() is not None or time.monotonic() > ends:
-                raise FedlearnError(f"{name} did not start: {log.read_text(errors='replace')}")
-            time.sleep(0.2)
-        yield process.pid
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-
-
-def fedlearn_command(folder: Path, *arguments: str) -> None:
-    """Run a command of fedlearn to its end."""
-    done = subprocess.run([sys.executable, "-m", *arguments], cwd=folder, capture_output=True, text=True)
-    if done.returncode:
-        raise FedlearnError(f"{' '.join(arguments)} failed: {done.stdout}{done.stderr}")
-
-
-def serve_coordinator(folder: Path, stack: ExitStack, names: Sequence[str], *options: str) -> tuple[int, str]:
-    """Create keys and start a coordinator; return its process id and address."""
-    keys = ("fedlearn.deploy.keys", "create", "keys", "--host", "localhost", "--nodes", *names)
-    fedlearn_command(folder, *keys)
-    command = ("fedlearn.deploy.coordinator", "--keys", "keys/coordinator", "--port", "0", *options)
-    process = stack.enter_context(started(folder, "coordinator", *command))
-    return process, (folder / "coordinator/address").read_text(encoding="ascii").strip()
 
 
 @dataclass
@@ -226,7 +182,12 @@ def _print(settings: dict[str, Any]) -> None:
     rows = [[name, f"{value:.2f}", f"{LIMITS[name]:g}"] for name, value in measured.items()]
     last = ["memory of a node directly after a run, MiB", f"{after_run:.2f}", ""]
     stubs = [["polls of the stub nodes per second", f"{polls:.1f}", ""], ["errors of the stub nodes", str(errors), ""]]
-    print_table([["cost", "measured", "limit"], *rows, last, *stubs])
+    meter = measure_messages({"mib": settings["mib"], "rounds": 1, "cut_mib": 0, "min_free_gib": 2})[0]
+    largest = max(memory for _, memory in meter.peaks.values())
+    sizes = f"while a model of {settings['mib']} MiB travels, MiB"
+    large = [[f"memory of the largest process {sizes}", f"{largest:.0f}", ""]]
+    large += [[f"memory of all processes {sizes}", f"{meter.largest_sum:.0f}", ""]]
+    print_table([["cost", "measured", "limit"], *rows, last, *stubs, *large])
 
 
 if __name__ == "__main__":

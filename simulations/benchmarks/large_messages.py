@@ -31,7 +31,7 @@ from fedlearn.core.command_line import take_settings
 from fedlearn.core.records import ClientWork, MetricSum, Request, Updates
 from fedlearn.errors import FedlearnError, require
 from fedlearn.testing import LinearTrainer
-from simulations.benchmarks.deployment import family, fedlearn_command, serve_coordinator, started
+from simulations.benchmarks.federation import family, fedlearn_command, serve_coordinator, started
 from simulations.benchmarks.speed import BAD_SETTING, DONE, machine
 
 DEFAULTS = {"mib": 64, "rounds": 2, "cut_mib": 0, "min_free_gib": 3}
