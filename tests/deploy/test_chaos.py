@@ -6,7 +6,9 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from fault_injection import PARTS, LoadMeter, Recorder, processes_of, send
@@ -78,3 +80,19 @@ def test_thirty_kills_at_random_moments_change_nothing(federation, tmp_path, mon
     from tests.deploy.test_deployment import sha_of_simulation
 
     assert run.summary["parameters_sha256"] == sha_of_simulation(tmp_path / "undisturbed", "rounds=20")
+
+
+def test_a_line_of_another_thread_ends_a_silence_while_processes_are_restarted(tmp_path, monkeypatch):
+    recorder = Recorder(tmp_path / "log")
+    monkeypatch.setattr(sys, "stderr", recorder)
+
+    def restart_exited():
+        sys.stderr.write("node0 is restarted\n")
+        thread = threading.Thread(target=lambda: sys.stderr.write("waiting\n"))
+        thread.start()
+        thread.join(60)
+
+    recorder.restart_exited(SimpleNamespace(restart_exited=restart_exited))
+    assert recorder.getvalue() == "waiting\n"
+    assert len(recorder.times) == 2
+    assert "node0 is restarted" in (tmp_path / "log").read_text()

@@ -47,6 +47,23 @@ def send(number: int, processes: list[int]) -> None:
             os.kill(process, number)
 
 
+class LinesOfThisThread(io.StringIO):
+    """Keep the text that this thread writes. Text of other threads goes to another stream.
+
+    The redirection of a stream holds for all threads, and the follower writes lines in a thread.
+
+    Args:
+        other: stream for the text of other threads.
+    """
+
+    def __init__(self, other: io.StringIO) -> None:
+        super().__init__()
+        self.other, self.thread = other, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return super().write(text) if threading.get_ident() == self.thread else self.other.write(text)
+
+
 class Recorder(io.StringIO):
     """Keep the time of each line, and write the lines to a file."""
 
@@ -67,7 +84,7 @@ class Recorder(io.StringIO):
 
     def restart_exited(self, rehearsal: Rehearsal) -> None:
         """Restart processes that ended, as an init system does; its lines do not end a silence."""
-        lines = io.StringIO()
+        lines = LinesOfThisThread(self)
         with redirect_stderr(lines):
             rehearsal.restart_exited()
         if lines.getvalue():
