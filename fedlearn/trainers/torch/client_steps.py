@@ -51,7 +51,7 @@ class ClientSteps:
 
     def fit(self, job: Job, states: list[dict[str, np.ndarray]]) -> tuple[torch.Tensor, np.ndarray]:
         """Train one client after another. Return the updates and the total losses, and append optimizer states."""
-        delta_KD = torch.empty((len(job.work), self.model.layout.num_parameters), device=self.model.device)
+        shape, delta_KD = (len(job.work), self.model.layout.num_parameters), None
         losses_K, request = np.zeros(len(job.work)), job.request
         # torch.manual_seed records a traceback for each absent kind of device, which takes longer than a small step
         set_seed = torch.default_generator.manual_seed if self.model.device == "cpu" else torch.manual_seed
@@ -59,7 +59,10 @@ class ClientSteps:
             with restored_generators(self.model.device):
                 set_seed(integer_seed(request.seed, Purpose.MODEL, round=round_of(request, work), client=work.client))
                 losses_K[k] = self._fit_client(job, k, states)
+            if delta_KD is None:  # only now, so that it can have the memory of the gradients
+                delta_KD = torch.empty(shape, device=self.model.device)
             torch.sub(self.model.flat_D, job.start(work), out=delta_KD[k])
+        assert delta_KD is not None
         return delta_KD, losses_K
 
     def _fit_client(self, job: Job, k: int, states: list[dict[str, np.ndarray]]) -> float:

@@ -143,6 +143,8 @@ class TorchTrainer:
         )
         self._reports: dict[tuple[Any, ...], ModelReport] = {}  # results of the check, by kind of examples
         self._initial = initial or keep_weights(self._model.values)
+        if initial:
+            self._model.values = self._model.buffer_values  # the weights need as much memory as the model
         self.initialization = describe_initializer(initial) if initial else FROM_MODULE
         self._client_steps = lru_cache(maxsize=4)(self._build_client_steps)  # by frozen parameters
         self._joint_steps = lru_cache(maxsize=4)(self._build_joint_steps)
