@@ -20,8 +20,7 @@ from fedlearn.algorithm import everyone
 from fedlearn.core.inputs import join_inputs, map_inputs, split_inputs
 from fedlearn.core.records import Request, Updates
 from fedlearn.engines.base import InProcessEngine
-from fedlearn.trainers.torch import TorchTrainer
-from fedlearn.trainers.torch.hugging_face import classify_two, trim
+from fedlearn.trainers.torch.hugging_face import HuggingFaceTrainer, classify_two, trim
 
 STRATEGY = Strategy(select=everyone())
 RATE, MAX_NORM, RANK, HEADS, VOCABULARY = 1e-3, 1.0, 8, 8, 30_522
@@ -63,7 +62,7 @@ class Cohort:
     ) -> None:
         torch.set_num_threads(cores)
         self.module = adapted_bert(width, depth, tuned)
-        self.trainer = TorchTrainer(self.module, task="binary", forward=classify_two, trim=trim)
+        self.trainer = HuggingFaceTrainer(self.module, task="binary", forward=classify_two, trim=trim)
         self.examples = [sentences(batch * steps, length, varied=varied, seed=k) for k in range(clients)]
         local = LocalSettings(
             batch_size=batch,
