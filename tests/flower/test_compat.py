@@ -54,14 +54,17 @@ def test_a_response_whose_parts_do_not_arrive_blocks_the_others_for_a_short_time
     def pull(object_id):
         if time.monotonic() - start < due.get(object_id, 1e9):
             raise ObjectUnavailableError(object_id)
-        return b"ConfigRecord  5\x00bytes"
+        children = ",".join(ids) if object_id == "message" else ""
+        return f"RecordDict {children} 0\0".encode()
 
     settings = {"initial_backoff": 0.02, "max_concurrent_pulls": 8}
+    due["message"], ids = 0.0, [*due]
     found = http_grid.pull_objects(object_ids=[*due], pull_object_fn=pull, **settings)  # slow, without a pause of 0.4 s
     assert found.keys() == due.keys()
+    ids.append("lost")
     start = time.monotonic()
     with pytest.raises(ObjectPullError, match=r"no part for 0\.4 s"):
-        http_grid.pull_objects(object_ids=[*due, "lost"], pull_object_fn=pull, **settings)
+        http_grid.pull_objects(object_ids=["lost", *due], pull_object_fn=pull, **settings)
     assert time.monotonic() - start < 30
 
 

@@ -11,10 +11,11 @@ import pytest
 
 pytest.importorskip("flwr", reason="the extra flower is not installed")
 
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id
 
 from fedlearn.core.spool import Spool, TooLarge
+from fedlearn.flower.compat import parts
 from fedlearn.flower.compat.parts import PARTS_AT_A_TIME, PartsArray, inflate, parts_of, pull_contents, push_contents
 from fedlearn.flower.compat.parts import record_of as to_record
 
@@ -37,8 +38,8 @@ def received(key, objects, order=None, **limits):
 @pytest.mark.parametrize("cuts", [[], [7], [SIZE], [SIZE - 1, SIZE + 1], [3, 4, 5, 2 * SIZE + 2], [0, len(DATA)]])
 def test_bytes_in_any_parts_are_the_message_of_flower(cuts):
     edges = [0, *cuts, len(DATA)]
-    parts = [DATA[start:end] for start, end in pairwise(edges)]
-    ours = contents_of(PartsArray(parts, "s"))
+    pieces = [DATA[start:end] for start, end in pairwise(edges)]
+    ours = contents_of(PartsArray(pieces, "s"))
     assert ours == contents_of(Array("uint8", (len(DATA),), "s", DATA))
     assert received(*ours) == [DATA]
 
@@ -47,10 +48,34 @@ def test_bytes_in_any_parts_are_the_message_of_flower(cuts):
 def test_arrays_arrive_in_any_order_of_their_parts(data):
     key, objects = contents_of(PartsArray([data], "s"), Array("uint8", (5,), "s", DATA[:5]))
     assert received(key, objects) == [data, DATA[:5]]
-    backwards = [*reversed([*objects])]
-    backwards.sort(key=lambda each: not objects[each].startswith(b"ArrayChunk"))  # parts before arrays and records
-    backwards.sort(key=lambda each: objects[each].startswith((b"ArrayRecord", b"RecordDict")))
-    assert received(key, objects, backwards) == [data, DATA[:5]]
+    by_id = [*sorted(each for each in objects if each != key), key]  # as the SuperLink
+    assert received(key, objects, by_id) == [data, DATA[:5]]
+
+
+def test_parts_are_pushed_in_the_order_in_which_they_are_pulled():
+    content = RecordDict({"r": to_record({"a": PartsArray([DATA], "s")})})
+    key, objects, pushed, pulled = content.object_id, get_all_nested_objects(content), [], []
+    push_contents(objects, lambda each, part: pushed.append(each))
+    contents = {each: part.deflate() for each, part in objects.items()}
+    pull_contents(
+        [*sorted(objects.keys() - {key}), key], lambda each: pulled.append(each) or contents[each], spool=Spool()
+    )
+    late = [pulled.index(each) - pushed.index(each) for each in pushed]
+    assert max(map(abs, late)) <= PARTS_AT_A_TIME
+
+
+def test_a_part_that_is_not_announced_is_not_pulled():
+    key, objects = contents_of(PartsArray([DATA], "s"))
+    with pytest.raises(ValueError, match="unknown part"):
+        received(key, objects, [*objects][1:])
+
+
+def test_many_parts_without_arrays_are_refused(monkeypatch):
+    monkeypatch.setattr(parts, "MAX_HEAD_BYTES", 2**16)
+    content = RecordDict({str(number): ConfigRecord({"x": bytes(2**14) + bytes([number])}) for number in range(9)})
+    objects = {each: part.deflate() for each, part in get_all_nested_objects(content).items()}
+    with pytest.raises(TooLarge):
+        received(content.object_id, objects)
 
 
 def hostile(**changes):
@@ -71,7 +96,7 @@ def test_a_message_with_too_many_bytes_is_refused_on_the_way():
     pulled, (_, objects) = [], contents_of(PartsArray([np.random.default_rng(2).bytes(11 * SIZE)], "s"))
     with pytest.raises(TooLarge):
         pull_contents([*objects], lambda each: pulled.append(each) or objects[each], spool=Spool(max_bytes=3 * SIZE))
-    assert len(pulled) <= PARTS_AT_A_TIME
+    assert len(pulled) <= PARTS_AT_A_TIME + 3  # the message, its record and its array
 
 
 @pytest.mark.parametrize("ids", [[1], [-2], ["0"], None, [0.0], {"a": 1}], ids=str)

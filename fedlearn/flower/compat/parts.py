@@ -12,10 +12,11 @@ from typing import Any, cast
 
 from flwr.app import Array, ArrayRecord
 
-from fedlearn.core.spool import Spool
+from fedlearn.core.spool import Spool, TooLarge
 from fedlearn.core.tensor_bytes import Buffer, join, num_bytes
 from fedlearn.flower.compat.names import FLOWER
 
+MAX_HEAD_BYTES = 64 * 2**20  # bytes of a message without the chunks of its arrays
 PARTS_AT_A_TIME = 8  # parts of 5 MiB in memory
 CHUNK, ARRAY, RECORD = "ArrayChunk", "Array", "ArrayRecord"  # types of objects in a message
 Pull = Callable[[str], bytes]
@@ -37,26 +38,50 @@ class Contents(dict[str, bytes]):
 def pull_contents(object_ids: Sequence[str], pull: Pull, *, spool: Spool, **settings: Any) -> Contents:
     """Return the parts of a message. Arguments after ``spool`` are arguments of Flower's ``pull_objects``.
 
+    The message comes first, then the objects in it, and the chunks of each array in their order. `push_contents` sends
+    them in this order, too. The SuperLink lists the chunks in the order of their ids. In this order, the first part may
+    be the last one that arrives.
+
+    Args:
+        object_ids: ids of the parts; the last one is the message.
+        pull: returns the content of a part.
+        spool: receives the chunks.
+        settings: arguments of Flower's ``pull_objects``.
+
     Raises:
-        TooLarge: The chunks have more bytes than the spool accepts.
+        TooLarge: The chunks have more bytes than the spool accepts, or the other parts have more than `MAX_HEAD_BYTES`.
+        ValueError: A part names a part that is not in the list.
         OSError: The disk is full.
     """
     FLOWER.verify("parts")
+    from flwr.supercore.inflatable.inflatable_object import get_object_children_ids_from_object_content
     from flwr.supercore.inflatable.inflatable_utils import pull_objects
 
-    contents = Contents(spool)
-    for ids in _groups(list(dict.fromkeys(object_ids))):
+    contents, known, size = Contents(spool), set(object_ids), 0
+    level, chunks = [object_ids[-1]], list[str]()
+    while level:
+        below = list[str]()
+        for ids in _groups(level):
+            for object_id, content in pull_objects(ids, pull, **settings).items():
+                contents[object_id], size = content, size + len(content)
+                children = get_object_children_ids_from_object_content(content)
+                (chunks if _read(content)[0] == ARRAY else below).extend(children)
+            if size > MAX_HEAD_BYTES:
+                raise TooLarge(f"the parts of the message have more than {MAX_HEAD_BYTES} bytes without arrays")
+        level = [child for child in dict.fromkeys(below) if child not in contents]
+        if not known.issuperset((*level, *chunks)):
+            raise ValueError("a part of the message names an unknown part")
+    for ids in _groups(list(dict.fromkeys(chunks))):
         pulled = pull_objects(ids, pull, **settings)
         for object_id in ids:
-            _add(contents, object_id, pulled.pop(object_id))
+            _add_chunk(contents, object_id, pulled.pop(object_id))
     return contents
 
 
-def _add(contents: Contents, object_id: str, content: bytes) -> None:
+def _add_chunk(contents: Contents, object_id: str, content: bytes) -> None:
     kind, body = _read(content)
     if kind != CHUNK:
-        contents[object_id] = content
-        return
+        raise ValueError(f"a part of an array is a {kind:.40}")
     start = len(contents.spool)
     contents.spool.write(body)
     contents.chunks[object_id] = start, len(contents.spool)
@@ -82,7 +107,7 @@ def inflate(object_id: str, contents: Contents) -> Any:
     from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
     objects: dict[str, Any] = {}
-    for key, content in contents.items():
+    for key, content in reversed(contents.items()):  # arrays before their records
         kind, body = _read(content)
         if kind == ARRAY:
             fields, children = json.loads(bytes(body)), get_object_children_ids_from_object_content(content)
@@ -129,9 +154,11 @@ def push_contents(
         object_ids_to_push: ids of the objects that the server needs; None: all objects.
     """
     FLOWER.verify("parts")
+    from flwr.app.message.arraychunk import ArrayChunk
     from flwr.supercore.inflatable.inflatable_utils import push_object_contents_from_iterable
 
     needed = [key for key in objects if object_ids_to_push is None or key in object_ids_to_push]
+    needed.sort(key=lambda key: isinstance(objects[key], ArrayChunk))  # in the order of `pull_contents`
     for keys in _groups(needed):
         push_object_contents_from_iterable(((key, objects[key].deflate()) for key in keys), push_object_fn)
 
