@@ -34,5 +34,5 @@ def add_connection_options(parser: CommandParser) -> None:
 
 
 def add_json_option(parser: CommandParser, help: str = "print JSON") -> None:
-    """Add the option ``--json``."""
+    """Add the option ``--json``, with which a command prints JSON."""
     parser.add_argument("--json", action="store_true", help=help)
