@@ -22,10 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
     parser.add_argument("settings", nargs="*", default=[], metavar="setting=value", help="e.g. format=onnx")
     parser.add_argument("--client", metavar="NAME", help="client of a personal model; global for the global model")
+    parser.add_argument("--base", metavar="PATH", help="folder or name of the pretrained model of the run")
     return run_command(parser, export_model, argv)
 
 
-def export_model(folder: Path, settings: Sequence[str], client: str | None = None) -> int:
+def export_model(folder: Path, settings: Sequence[str], client: str | None = None, base: str | None = None) -> int:
     """Export with settings of the form ``setting=value``, print the path of the file, and return the exit code."""
     options = read_settings(settings, EXAMPLES)
     path = export(
@@ -34,6 +35,7 @@ def export_model(folder: Path, settings: Sequence[str], client: str | None = Non
         options.get("out"),
         checkpoint=options.get("checkpoint", "last"),
         client=client,
+        base=base,
     )
     sys.stdout.write(f"{path}\n")
     return DONE

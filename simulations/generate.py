@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--checkpoint", default="last", help="last, best or the number of a round (%(default)s)")
     parser.add_argument("--client", metavar="NAME", help="client of a personal model; global for the global model")
+    parser.add_argument("--base", metavar="PATH", help="folder or name of the pretrained model of the run")
     return run_command(parser, print_text, argv)
 
 

@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="examples in memory (%(default)s)")
     parser.add_argument("--allow-unknown", action="store_true", help="count unknown categories as missing")
     parser.add_argument("--allow-missing", action="store_true", help="count absent columns as missing")
+    parser.add_argument("--base", metavar="PATH", help="folder or name of the pretrained model of the run")
     return run_command(parser, predict_examples, argv)
 
 

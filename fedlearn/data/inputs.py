@@ -22,7 +22,7 @@ from fedlearn.data.images import Depth
 from fedlearn.data.prompt_inputs import PromptInputs
 from fedlearn.data.subword_tokenizer import SubwordTokenizer
 from fedlearn.data.tables import Table, missing_column
-from fedlearn.data.text_tokenizers import CharacterEncoding, HashingTokenizer, WordPieceTokenizer
+from fedlearn.data.text_tokenizers import CharacterEncoding, HashingTokenizer
 from fedlearn.data.token_inputs import SubwordTokenInputs, TokenInputs
 from fedlearn.errors import DataError, is_count, is_number
 
@@ -191,11 +191,11 @@ class TextInputs:
         tokenizer: tokenizer with its vocabulary or its hash.
     """
 
-    tokenizer: HashingTokenizer | WordPieceTokenizer | SubwordTokenizer
+    tokenizer: HashingTokenizer | SubwordTokenizer
     kind: ClassVar[str] = "texts"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.tokenizer, HashingTokenizer | WordPieceTokenizer | SubwordTokenizer):
+        if not isinstance(self.tokenizer, HashingTokenizer | SubwordTokenizer):
             raise ValueError("a wrong tokenizer")
 
     @property

@@ -33,7 +33,7 @@ from fedlearn.data.inputs import (
 )
 from fedlearn.data.prompt_inputs import PromptInputs
 from fedlearn.data.subword_tokenizer import SubwordTokenizer
-from fedlearn.data.text_tokenizers import CharacterEncoding, HashingTokenizer, WordPieceTokenizer
+from fedlearn.data.text_tokenizers import CharacterEncoding, HashingTokenizer
 from fedlearn.data.token_inputs import SubwordTokenInputs, TokenInputs
 from fedlearn.errors import DataError, is_number
 
@@ -179,7 +179,7 @@ _KINDS: Mapping[str, type[Any]] = {
             PromptInputs,
         )
     },
-    **{kind.kind: kind for kind in (HashingTokenizer, WordPieceTokenizer, SubwordTokenizer)},
+    **{kind.kind: kind for kind in (HashingTokenizer, SubwordTokenizer)},
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 

@@ -25,7 +25,8 @@ class SubwordTokenizer:
     """Tokenize texts with the tokenizer of a pretrained model.
 
     Args:
-        tokenizer_json: content of a file of the tokenizers library.
+        tokenizer_json: content of a file of the tokenizers library; empty if only the files of the model have it, see
+            `fedlearn.data.base_tokenizer`.
         length: number of tokens of a text with special tokens, >= 3. Longer texts are cut, and shorter ones are padded
             at the end.
         pad_id: number of the token for padding. The mask distinguishes it from a token of a text.

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -89,40 +89,6 @@ class HashingTokenizer:
             words = splitter.pre_tokenize_str(normalizer.normalize_str(text))[: self.length]
             row_T[: len(words)] = [1 + zlib.crc32(word.encode()) % (self.vocab_size - 1) for word, _ in words]
         return tokens_NT
-
-
-@dataclass(frozen=True, kw_only=True)
-class WordPieceTokenizer:
-    """Tokenize texts into the word pieces of a pretrained encoder.
-
-    Args:
-        tokenizer_json: content of a file of the tokenizers library.
-        length: number of tokens of a text, >= 3, including one special token at each end. Longer texts are cut, and
-            shorter ones are padded with 0.
-    """
-
-    tokenizer_json: str
-    length: int
-    kind: ClassVar[str] = "word pieces"
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the token numbers of the texts, ``(N, T)``, int32.
-
-        Raises:
-            MissingExtra: The library tokenizers is not installed.
-        """
-        encodings = self._tokenizer().encode_batch(list(texts))
-        return np.array([encoding.ids for encoding in encodings], np.int32).reshape(-1, self.length)
-
-    def _tokenizer(self) -> Any:
-        try:
-            from tokenizers import Tokenizer
-        except ImportError as error:
-            raise MissingExtra("scenario", "text") from error
-        tokenizer = Tokenizer.from_str(self.tokenizer_json)
-        tokenizer.enable_truncation(self.length)
-        tokenizer.enable_padding(length=self.length)
-        return tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

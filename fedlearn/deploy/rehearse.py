@@ -7,6 +7,7 @@ the loopback interface, with TLS and node authentication. Only the run folder re
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 
 from fedlearn.core.command_line import command_parser, exit_code, take_settings, terminate_as_interrupt
 from fedlearn.core.tasks import TASKS
+from fedlearn.data.pretrained_files import find_pretrained
 from fedlearn.deploy.client_ids import format_client_ids
 from fedlearn.deploy.connectivity import free_port
 from fedlearn.deploy.key_folders import create
@@ -176,6 +178,20 @@ def minimal_policy(settings: Mapping[str, Any], builders: Mapping[str, Mapping[s
     return {**policy, "builders": builders}
 
 
+def name_pretrained_model(overrides: Sequence[str], settings: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
+    """Return the overrides with the name of a pretrained model in place of its path, and its folder by this name.
+
+    Requests never name a folder of a node.
+    """
+    path = (settings.get("model") or {}).get("path") if isinstance(settings.get("model"), Mapping) else None
+    if not isinstance(path, str):
+        return list(overrides), {}
+    files = find_pretrained(path, revision=settings["model"].get("revision"))
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", files.name).lstrip("_.-") or "model"
+    kept = [word for word in overrides if word.partition("=")[0].lstrip("+") not in ("model.path", "model.revision")]
+    return [*kept, f"model.path={name}"], {name: str(files.folder)}
+
+
 def code_of_user(job: Job) -> dict[str, dict[str, str]]:
     """Return the user's own builders in the settings of a run, each under the name of its option file, or its own name.
 
@@ -213,8 +229,11 @@ def rehearse(overrides: Sequence[str], *, keep: Path | None = None) -> int:
     defaults = {**SHORT_TIMEOUTS, "sites": f"[{','.join(node_names(num_nodes))}]"}
     job = compose_job([*overrides, *(f"{key}={value}" for key, value in defaults.items() if key not in overridden)])
     builders = code_of_user(job)
-    request = build_request(job, installed_registry().with_builders(builders))
     settings = config_to_dict(job.cfg)
+    named, models = name_pretrained_model(overrides, settings)
+    if models:
+        job = compose_job([*named, *(f"{key}={value}" for key, value in defaults.items() if key not in overridden)])
+    request = build_request(job, installed_registry().with_builders(builders))
     num_clients = _num_clients(settings)
     expected = f"at most {num_clients}, because each node needs a client"
     require(num_nodes <= num_clients, "num_nodes", num_nodes, expected, f"num_nodes={num_clients}")
@@ -225,6 +244,7 @@ def rehearse(overrides: Sequence[str], *, keep: Path | None = None) -> int:
         folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedlearn-")))
         folder.mkdir(parents=True, exist_ok=True)
         policy, path = minimal_policy(request["settings"], builders), settings["scenario"].get("path")
+        policy["models"] = models
         rehearsal = Rehearsal(folder, Path("outputs"), assign_clients(num_clients, num_nodes), policy, path)
         rehearsal.start(stack.enter_context(Children(grace_s=2 * GRACE_S)))
         return rehearsal.follower().run({**request, "rerun_command": rerun_command})

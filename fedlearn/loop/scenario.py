@@ -68,6 +68,8 @@ class Scenario:
         preprocessing: inputs and target of the model. A run saves it, so that predictions need no training data. None
             for a scenario without a description; its model then predicts for arrays of model inputs only.
         network: builder of the model. A run saves it, so that predictions need no training data; None if unknown.
+        base_digest: SHA-256 of the files of the pretrained model whose frozen parameters clients do not send; default
+            empty. Nodes with different digests do not train together.
         data_digests: digest of each part of the raw data by name, e.g. the name of a column and a file. A resumed run
             compares them. Empty compares the examples of each client.
         held_out_table: CSV with client, file and rows of all held-out rows; empty if the scenario does not know them.
@@ -88,6 +90,7 @@ class Scenario:
     backdoor_examples: Callable[[Examples], Examples] | None = None
     preprocessing: Preprocessing | None = None
     network: Network | None = None
+    base_digest: str = ""
     data_digests: Mapping[str, str] = field(default_factory=dict)
     held_out_table: str = ""
     held_out_columns: HeldOutColumns | None = None

@@ -50,6 +50,7 @@ class Member:
         framework, device: properties of its trainer.
         version: version of fedlearn at the node.
         supports_metrics: True if its policy allows evaluation metrics to leave.
+        base_digest: SHA-256 of the files of its pretrained model, in hexadecimal; empty without one.
         masking_key: public key for secure aggregation, in hexadecimal; empty if the node has none.
         node_id: Flower's id of the node; 0 at the node itself, which does not know its id.
         site: name of its site at the coordinator; empty at the node itself.
@@ -67,6 +68,7 @@ class Member:
     device: str
     supports_metrics: bool
     masking_key: str
+    base_digest: str = ""
     version: str = VERSION
     node_id: int = 0
     site: str = ""
@@ -83,7 +85,8 @@ class Member:
     def pack(self) -> Payload:
         """Return the description as the content of a response to a hello request."""
         names = ("name", "task", "num_classes", "model", "partition", "framework", "device", "supports_metrics")
-        metadata: dict[str, Any] = {name: getattr(self, name) for name in (*names, "masking_key", "version")}
+        keys = ("masking_key", "base_digest", "version")
+        metadata: dict[str, Any] = {name: getattr(self, name) for name in (*names, *keys)}
         metadata["leaves"] = [list(asdict(leaf).values()) for leaf in self.layout.leaves]
         metadata["num_examples"] = [self.num_examples[client] for client in self.clients]
         metadata["names"] = [self.names[client] for client in self.clients]
@@ -96,7 +99,7 @@ class Member:
         Raises:
             WireError: A field is missing or has a wrong type or value.
         """
-        texts = ("name", "task", "model", "partition", "framework", "device", "masking_key")
+        texts = ("name", "task", "model", "partition", "framework", "device", "masking_key", "base_digest")
         lists = dict.fromkeys(("leaves", "num_examples", "names"), list)
         fields = read_fields(content.metadata, num_classes=int, supports_metrics=bool, **lists)
         fields |= {name: read_text(content.metadata.get(name), name) for name in texts}
@@ -106,7 +109,8 @@ class Member:
             raise WireError(f"the node has {len(clients)} clients, {len(counts)} example counts, {len(names)} names")
         if not TASK_NAME.fullmatch(fields["task"]):
             raise WireError("the task is not the name of a task")
-        _require_key(fields["masking_key"])
+        _require_hexadecimal(fields["masking_key"], "masking key")
+        _require_hexadecimal(fields["base_digest"], "digest of the pretrained model")
         if read_number(fields["num_classes"], "num_classes", at_least=1) > MAX_CLASSES:
             raise WireError(f"the task has {fields['num_classes']} classes, expected at most {MAX_CLASSES}")
         fields["num_examples"] = dict(zip(clients, counts, strict=True))
@@ -290,17 +294,18 @@ def read_layout(values: Any) -> Layout:
     return layout
 
 
-def _require_key(key: str) -> None:
+def _require_hexadecimal(text: str, name: str) -> None:
+    """Refuse a text that is neither empty nor 32 bytes."""
     try:
-        length = len(bytes.fromhex(key))
+        length = len(bytes.fromhex(text))
     except ValueError:
         length = -1
     if length not in (0, 32):
-        raise WireError("the masking key is not 32 bytes in hexadecimal")
+        raise WireError(f"the {name} is not 32 bytes in hexadecimal")
 
 
-def _task_and_layout(member: Member) -> tuple[str, str, int, str]:
-    return member.name, member.task, member.num_classes, member.layout.digest
+def _task_and_layout(member: Member) -> tuple[str, str, int, str, str]:
+    return member.name, member.task, member.num_classes, member.layout.digest, member.base_digest
 
 
 def _difference(member: Member, other: Member) -> str:
@@ -308,6 +313,9 @@ def _difference(member: Member, other: Member) -> str:
     for leaf, expected in zip_longest(member.layout.leaves, other.layout.leaves):
         if leaf != expected:
             return f"its model has {_describe_leaf(leaf)}, and the other model has {_describe_leaf(expected)}"
+    if member.base_digest != other.base_digest:
+        bases = [m.base_digest or "none" for m in (member, other)]
+        return f"the SHA-256 of its pretrained model is {bases[0]}, and of the other model {bases[1]}"
     return f"it has {member.name} ({member.task}, {member.num_classes}), the other {other.name} ({other.task})"
 
 

@@ -92,7 +92,9 @@ def with_declared_model(experiment: Experiment, cfg: DictConfig) -> Experiment:
     found = declared(settings) if declared is not None else None
     if found is None or not _fits(found[0], scenario):
         return experiment
-    return replace(experiment, scenario=replace(scenario, preprocessing=found[0], network=found[1]))
+    digest = {"digest": scenario.base_digest} if scenario.base_digest else {}
+    network = replace(found[1], arguments={**found[1].arguments, **digest})
+    return replace(experiment, scenario=replace(scenario, preprocessing=found[0], network=network))
 
 
 def _fits(preprocessing: Preprocessing, scenario: Scenario) -> bool:

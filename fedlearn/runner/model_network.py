@@ -12,6 +12,7 @@ from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.records import ClientId
 from fedlearn.errors import DataError, FedlearnError, require
 from fedlearn.loop.protocols import Trainer
+from fedlearn.runner.base_model import find_base, has_base
 from fedlearn.runner.builders import find_target
 from fedlearn.runner.experiment import build_scenario
 from fedlearn.runner.instantiation import build
@@ -28,7 +29,6 @@ NETWORK_BUILDERS = frozenset(  # functions of the library that the file of a mod
         "simulations.models.text.build_language_model",
         "simulations.models.text.build_tagger",
         "simulations.models.text.build_text_classifier",
-        "simulations.models.text.readers.build_text_network",
     }
 )
 
@@ -99,6 +99,8 @@ def _from_description(
         test=_refuse_access,
         num_classes=description.num_classes,
     )
+    if has_base(description):
+        find_base(description)
     builder = _find_builder(network.builder, allow_targets)
     arguments = {name: tuple(v) if isinstance(v, list) else v for name, v in network.arguments.items()}
     chosen = framework or description.settings.get("framework") or "torch"

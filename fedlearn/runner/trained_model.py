@@ -37,6 +37,7 @@ from fedlearn.data.token_inputs import SubwordTokenInputs, TokenInputs, are_sent
 from fedlearn.errors import DataError, FedlearnError, is_count, is_number, require
 from fedlearn.loop.protocols import Trainer
 from fedlearn.loop.wrappers import TrainerWrapper
+from fedlearn.runner.base_model import complete_inputs, with_base
 from fedlearn.runner.consent import allowed_by_environment, listed_modules, refuse_packages, require_consent
 from fedlearn.runner.model_folder import (
     ModelDescription,
@@ -120,10 +121,12 @@ class TrainedModel:
         """Names of the classes, in the order of the columns of `predict_proba`; empty for a regression."""
         return self.target.classes
 
-    @property
+    @cached_property
     def inputs(self) -> Inputs:
         """Inputs of the model; without preprocessing, arrays of model inputs."""
-        return self.preprocessing.inputs if self.preprocessing else ArrayInputs(shape=self._network.input_shape)
+        if self.preprocessing is None:
+            return ArrayInputs(shape=self._network.input_shape)
+        return complete_inputs(self.preprocessing.inputs, self.description)
 
     @cached_property
     def _network(self) -> Any:
@@ -264,6 +267,7 @@ def load(
     device: str = "cpu",
     allow_targets: Sequence[str] = (),
     trainer: Trainer | None = None,
+    base: str | PathLike[str] | None = None,
 ) -> TrainedModel:
     """Load the trained model of a run.
 
@@ -277,6 +281,7 @@ def load(
         allow_targets: modules of the user with the code of the model. A run folder can name code, so a module that is
             not listed here is not imported.
         trainer: trainer with the network of the model, for a run whose scenario was an object of a Python program.
+        base: folder or name of the pretrained model of the run on this machine; None takes ``model.path`` of the run.
 
     Raises:
         SettingError: the checkpoint or the client does not exist, or the run needs a client.
@@ -293,6 +298,7 @@ def load(
         device=device,
         allow_targets=tuple(allow_targets),
         trainer=trainer,
+        base=None if base is None else str(base),
     )
 
 
@@ -305,6 +311,7 @@ def load_trained_model(
     device: str = "cpu",
     allow_targets: Sequence[str] | None = None,
     trainer: Trainer | None = None,
+    base: str | None = None,
 ) -> TrainedModel:
     """Load the trained model of a run; see `load`.
 
@@ -317,6 +324,7 @@ def load_trained_model(
         allow_targets: see `load`; None, the default of the commands, takes the modules in the settings of the run, if
             the person who starts the command has allowed them.
         trainer: see `load`.
+        base: see `load`.
     """
     checkpoints.check_format(folder / CHECKPOINT_FOLDER)
     if allow_targets is None:
@@ -324,6 +332,7 @@ def load_trained_model(
         require_consent(allow_targets)
     refuse_packages(allow_targets)
     description = read_model_description(folder, (*allow_targets, *allowed_by_environment()))
+    description = with_base(description, base)
     if trainer is not None:
         require_same_layout(trainer, description, folder)
     parameters = read_parameters(folder, description, checkpoint, client)

@@ -120,8 +120,13 @@ def pretrained_network(files: PretrainedFiles, *, length: int) -> Network:
 
     The digest of the base is part of it. So a changed base is refused.
     """
-    name = f"{build_pretrained.__module__}.{build_pretrained.__name__}"
-    return Network(builder=name, arguments={"digest": files.digest, "length": length})
+    declared = declared_network(length)
+    return replace(declared, arguments={"digest": files.digest, **declared.arguments})
+
+
+def declared_network(length: int) -> Network:
+    """Return the description of the network at a coordinator, which does not have the files of the model."""
+    return Network(builder=f"{build_pretrained.__module__}.{build_pretrained.__name__}", arguments={"length": length})
 
 
 def build_pretrained(

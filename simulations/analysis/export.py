@@ -11,6 +11,7 @@ from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save as to_safetensors
@@ -32,6 +33,7 @@ def export(
     *,
     checkpoint: str = "last",
     client: str | None = None,
+    base: str | None = None,
 ) -> Path:
     """Write a model of a run, print its round to standard error, and return the path of the file.
 
@@ -46,6 +48,7 @@ def export(
             of the format, into the run folder.
         checkpoint: ``last`` (default), ``best`` or the number of a round.
         client: client of a personal model; None for a run with one model.
+        base: folder or name of the pretrained model of the run; None takes ``model.path`` of the run.
 
     *Guarantees*: The file is written atomically.
 
@@ -58,7 +61,7 @@ def export(
         raise SettingError("format", format, f"one of {', '.join(_WRITERS)}", f"format={near}")
     path = out or folder / (format if format in FOLDERS else f"model{FILE_SUFFIXES[format]}")
     load = load_trained_model if format == "safetensors" else _load_in_torch
-    model = load(folder, checkpoint=checkpoint, client=client)
+    model = load(folder, checkpoint=checkpoint, client=client, base=base)
     _WRITERS[format](model, path)
     sys.stderr.write(f"{model}\n")
     return path
@@ -134,8 +137,8 @@ _WRITERS: Mapping[str, Callable[[TrainedModel, Path], None]] = {
 }
 
 
-def _load_in_torch(folder: Path, *, checkpoint: str, client: str | None) -> TrainedModel:
-    model = load_trained_model(folder, checkpoint=checkpoint, client=client, framework="torch")
+def _load_in_torch(folder: Path, **options: Any) -> TrainedModel:
+    model = load_trained_model(folder, framework="torch", **options)
     try:
         _ = model.trainer
     except MissingExtra:

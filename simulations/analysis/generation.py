@@ -22,6 +22,7 @@ def generate_text(
     temperature: float = 0.6,
     checkpoint: str = "last",
     client: str | None = None,
+    base: str | None = None,
 ) -> str:
     """Generate text with a model of a run. Equal arguments give equal text.
 
@@ -34,6 +35,7 @@ def generate_text(
         temperature: softmax temperature, >= 0; 0 always takes the most likely token.
         checkpoint: ``last``, ``best`` or the number of a round.
         client: client of a personal model; None for a run with one model.
+        base: folder or name of the pretrained model of the run; None takes ``model.path`` of the run.
 
     Raises:
         FedlearnError: The folder has no language model, or an argument is out of range.
@@ -41,7 +43,7 @@ def generate_text(
     require(is_count(length), "--length", length, "a whole number >= 1", "--length 300")
     require(bool(prompt), "--prompt", repr(prompt), "at least one character", "--prompt O")
     require(is_number(temperature, at_least=0), "--temperature", temperature, "a number >= 0", "--temperature 0.6")
-    model = load_trained_model(folder, checkpoint=checkpoint, client=client)
+    model = load_trained_model(folder, checkpoint=checkpoint, client=client, base=base)
     if isinstance(model.inputs, CharacterInputs):
         return _characters(model, model.inputs, prompt, length, temperature)
     if isinstance(model.inputs, PromptInputs):

@@ -34,6 +34,7 @@ class PredictionOptions:
         batch_size: largest number of examples in memory, >= 1.
         allow_unknown: whether an unknown category counts as missing. If not, it is an error.
         allow_missing: whether an absent column counts as missing. If not, it is an error.
+        base: folder or name of the pretrained model of the run; None takes ``model.path`` of the run.
     """
 
     checkpoint: str = "last"
@@ -43,6 +44,7 @@ class PredictionOptions:
     batch_size: int = BATCH_SIZE
     allow_unknown: bool = False
     allow_missing: bool = False
+    base: str | None = None
 
 
 def write_predictions(
@@ -63,7 +65,7 @@ def write_predictions(
     Raises:
         FedlearnError: there is no model, or an example is not valid. A file ``out`` then keeps its content.
     """
-    model = load_trained_model(folder, checkpoint=options.checkpoint, client=options.client)
+    model = load_trained_model(folder, checkpoint=options.checkpoint, client=options.client, base=options.base)
     check_threshold(model.target, options.threshold)
     sys.stderr.write(f"{model}\n")
     with _output(out) as file:

@@ -15,7 +15,7 @@ from fedlearn.data.partition import Natural, Partition, as_partition
 from fedlearn.data.preprocessing import Preprocessing, Target
 from fedlearn.loop.scenario import Scenario
 from simulations.datasets.airline_tweets import AIRLINES, SENTIMENTS, read_airline_tweets
-from simulations.models.text.readers import build_text_pipeline, text_network
+from simulations.models.text.readers import build_text_pipeline, digest_of_base, text_network
 
 TARGET = Target(name="sentiment", task="multiclass", classes=SENTIMENTS)
 
@@ -38,11 +38,11 @@ def airline_sentiment(
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
-        model: ``cnn``, ``bilstm``, ``transformer``, ``minilm``, or a module with three outputs. ``minilm`` trains
-            adapters of a pretrained encoder, which reads word pieces (see `simulations.scenarios.sst2`).
+        model: ``cnn``, ``bilstm``, ``lstm``, ``gru`` or ``transformer``; settings of a pretrained model, as
+            ``model=minilm``, which reads its subwords; or a module with three outputs.
         partition: ``natural`` (one client per airline) or another kind; defaults: 6 clients, 2 classes per client, test
             share 0.2.
-        num_tokens: vocabulary size, >= 2; ``minilm`` uses its own vocabulary.
+        num_tokens: vocabulary size, >= 2; a pretrained model ignores it.
         length: number of words read per tweet, >= 1; 99 % of the tweets have at most 40.
         seed: seed of the partition and of the test split.
         path: folder with the corpus, or the file; None searches for it.
@@ -71,4 +71,5 @@ def airline_sentiment(
         partition=str(partition),
         preprocessing=Preprocessing(inputs=inputs, target=TARGET),
         network=text_network(model, length=length, vocab_size=num_tokens),
+        base_digest=digest_of_base(model),
     )

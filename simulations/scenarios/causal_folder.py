@@ -12,16 +12,23 @@ from typing import Any
 
 import numpy as np
 
+from fedlearn.data.base_tokenizer import FORMS, missing_tokenizer
 from fedlearn.data.digests import digests_of_table
 from fedlearn.data.from_arrays import from_rows
 from fedlearn.data.partition import Natural, Partition
 from fedlearn.data.preprocessing import Preprocessing, Target
-from fedlearn.data.prompt_inputs import prompt_inputs
+from fedlearn.data.prompt_inputs import PromptInputs, prompt_inputs
 from fedlearn.data.row_splits import SplitSettings, held_out_table, split_contents
 from fedlearn.data.subword_tokenizer import IGNORED, LABELS
 from fedlearn.errors import DataError
-from fedlearn.loop.scenario import Scenario
-from fedlearn.trainers.pretrained import CAUSAL, PretrainedModel, build_pretrained, pretrained_network
+from fedlearn.loop.scenario import Network, Scenario
+from fedlearn.trainers.pretrained import (
+    CAUSAL,
+    PretrainedModel,
+    build_pretrained,
+    declared_network,
+    pretrained_network,
+)
 from simulations.scenarios.folder import owners_of, read_path, rows_of
 from simulations.scenarios.text_columns import causal_columns
 
@@ -99,9 +106,20 @@ def causal_folder(
         partition=str(partition),
         preprocessing=Preprocessing(inputs=inputs, target=Target(name="text", task=CAUSAL)),
         network=pretrained_network(files, length=settings.length),
+        base_digest=files.digest,
         data_digests=digests_of_table(contents.table),
         held_out_table=held_out_table(contents.table, parts.test, client_names),
     )
+
+
+def declared_causal_model(settings: Mapping[str, Any]) -> tuple[Preprocessing, Network] | None:
+    """Return inputs, target and network that the settings alone determine; None without columns."""
+    columns = {name: settings[name] for name in FORMS if settings.get(name)}
+    if not columns:
+        return None
+    length = settings.get("length") or CausalSettings.length
+    inputs = PromptInputs(tokenizer=missing_tokenizer(length), **columns)
+    return Preprocessing(inputs=inputs, target=Target(name="text", task=CAUSAL)), declared_network(length)
 
 
 def _cut_notes(num_cut: int, num_empty: int, num_texts: int, length: int) -> tuple[str, ...]:

@@ -38,8 +38,17 @@ from fedlearn.data.typed_tables import short_notes, type_table
 from fedlearn.errors import DataError, SettingError, require
 from fedlearn.loop.local_defaults import declares_local_defaults
 from fedlearn.loop.scenario import Network, Scenario, declares_model
+from simulations.models.text.readers import digest_of_base
 from simulations.scenarios.folder_defaults import folder_defaults
-from simulations.scenarios.folder_texts import LENGTH, cut_note, is_pretrained, network_for, text_inputs, trainer_for
+from simulations.scenarios.folder_texts import (
+    LENGTH,
+    cut_note,
+    declared_network_for,
+    declared_text_inputs,
+    network_for,
+    text_inputs,
+    trainer_for,
+)
 from simulations.scenarios.mask_folder import MaskSettings, mask_folder
 from simulations.scenarios.token_folder import TASK as TOKENS
 from simulations.scenarios.token_folder import TokenSettings, declared_tagger, token_folder
@@ -50,13 +59,11 @@ def declared_model(settings: Mapping[str, Any]) -> tuple[Preprocessing, Network]
 
     They are unknown for images, for numbers without scales, and without the classes or the task.
     """
-    if is_pretrained(settings.get("model")):
-        return None  # the tokenizer is at the nodes, and a message must not choose a folder here
     stated = table_settings(**{field.name: settings.get(field.name) for field in fields(TableSettings)})
     settings = dict(settings) | {field.name: getattr(stated, field.name) for field in fields(TableSettings)}
     if settings.get("task") == TOKENS:
         return declared_tagger(settings)
-    target, found = settings.get("target"), declared_target(settings)
+    target, found, model = settings.get("target"), declared_target(settings), settings.get("model")
     text, scales = settings.get("text"), settings.get("scales") or {}
     has_inputs = text is not None or settings.get("scale") == "constants"
     if target is None or not has_inputs or found is None:
@@ -66,11 +73,11 @@ def declared_model(settings: Mapping[str, Any]) -> tuple[Preprocessing, Network]
     centre, spread = map(float, scales.get(label, (0, 1))) if task.name == "regression" else (0.0, 1.0)
     inputs: TableInputs | TextColumnInputs
     if text is not None:
-        inputs, _ = text_inputs(as_items(text), settings.get("model"), settings.get("text_length") or LENGTH)
+        inputs = declared_text_inputs(as_items(text), model, settings.get("text_length") or LENGTH)
     else:
         inputs = TableInputs(columns=declared_columns(*features, stated.formats))
     described = Target(name=label, task=task, classes=classes, centre=centre, spread=spread)
-    return Preprocessing(inputs=inputs, target=described), network_for(inputs)
+    return Preprocessing(inputs=inputs, target=described), declared_network_for(inputs, model)
 
 
 def _without(columns: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -293,6 +300,7 @@ def folder(
             inputs=inputs, target=Target(name=label, task=kind, classes=targets.classes, centre=centre, spread=spread)
         ),
         network=network_for(inputs, model),
+        base_digest=digest_of_base(model),
         data_digests=_digests(contents),
         held_out_table=held_out_table(contents.table, test, client_names),
         held_out_columns=_held_out_columns(contents, test, str(path), client, ignore or ()),

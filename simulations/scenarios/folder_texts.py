@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedlearn.core.federated_data import FederatedData
+from fedlearn.data.base_tokenizer import missing_tokenizer
 from fedlearn.data.column_types import HashedText
 from fedlearn.data.inputs import TableInputs, TextColumnInputs
 from fedlearn.data.subword_tokenizer import SubwordTokenizer, load_tokenizer
@@ -17,7 +18,7 @@ from fedlearn.data.text_tokenizers import HashingTokenizer
 from fedlearn.errors import require
 from fedlearn.loop.protocols import Trainer
 from fedlearn.loop.scenario import Network
-from fedlearn.trainers.pretrained import PretrainedModel, build_pretrained, pretrained_network
+from fedlearn.trainers.pretrained import PretrainedModel, build_pretrained, declared_network, pretrained_network
 from simulations.models import build_trainer, network_of
 from simulations.models.text import TEXT_CLASSIFIERS, build_text_classifier
 
@@ -44,6 +45,20 @@ def text_inputs(columns: Sequence[str], model: Any, length: int = LENGTH) -> tup
         return TableInputs(columns=hashed), f"words of {shown}, hashed"
     tokenizer = HashingTokenizer(vocab_size=VOCAB_SIZE, length=length)
     return TextColumnInputs(columns=tuple(columns), tokenizer=tokenizer), f"first {length} tokens of {shown}, hashed"
+
+
+def declared_text_inputs(columns: Sequence[str], model: Any, length: int) -> TableInputs | TextColumnInputs:
+    """Return the inputs of columns of text without a look at files, because a message must not choose a folder."""
+    if is_pretrained(model):
+        return TextColumnInputs(columns=tuple(columns), tokenizer=missing_tokenizer(length))
+    return text_inputs(columns, model, length)[0]
+
+
+def declared_network_for(inputs: TableInputs | TextColumnInputs, model: Any) -> Network:
+    """Return the description of the network without a look at files; see `declared_text_inputs`."""
+    if is_pretrained(model) and isinstance(inputs, TextColumnInputs):
+        return declared_network(inputs.tokenizer.length)
+    return network_for(inputs)
 
 
 def cut_note(inputs: Any, table: Table) -> str:

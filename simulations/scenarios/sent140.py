@@ -13,14 +13,14 @@ import numpy as np
 
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import Examples
-from fedlearn.data.from_arrays import from_rows, split_rows
+from fedlearn.data.from_arrays import as_inputs, from_rows, split_rows
 from fedlearn.data.inputs import TextInputs
 from fedlearn.data.partition import Partition, natural_partition
 from fedlearn.data.preprocessing import Preprocessing, Target
 from fedlearn.errors import is_number, require
 from fedlearn.loop.scenario import Scenario
 from simulations.datasets.sent140 import read_tweets
-from simulations.models.text.readers import build_text_pipeline, text_network
+from simulations.models.text.readers import build_text_pipeline, digest_of_base, text_network
 
 TARGET = Target(name="sentiment", task="binary", classes=("unhappy", "happy"))
 
@@ -44,10 +44,10 @@ def sent140(
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
-        model: ``cnn``, ``bilstm``, ``transformer``, ``minilm``, or a module with one output. ``minilm`` trains adapters
-            of a pretrained encoder, which reads word pieces (see `simulations.scenarios.sst2`).
+        model: ``cnn``, ``bilstm``, ``lstm``, ``gru`` or ``transformer``; settings of a pretrained model, as
+            ``model=minilm``, which reads its subwords; or a module with one output.
         partition: ``natural``: each user is a client; default: test share 0.1, for client metrics.
-        num_tokens: vocabulary size, >= 2; ``minilm`` uses its own vocabulary.
+        num_tokens: vocabulary size, >= 2; a pretrained model ignores it.
         length: number of words read per tweet, >= 1.
         held_out_users: share of users that are held out, in (0, 1).
         seed: seed of the held-out users and of the test split.
@@ -74,7 +74,7 @@ def sent140(
     train, test = split_rows(rows_of_users, happy_N, test_share=partition.held_out_share, seed=seed)
     data = from_rows(tokens_NT, happy_N, train=train, test=test, task="binary")
     is_test_N = np.isin(user_N, testing)
-    held_out = Examples(tokens_NT[is_test_N].astype(np.float32), happy_N[is_test_N])  # same dtype as at clients
+    held_out = Examples(as_inputs(tokens_NT[is_test_N]), happy_N[is_test_N])
     data = replace(data, pooled_test=lambda: held_out, source=f"Sent140 by user, from {place}")
     trainer, line = fitted(data)
     return Scenario(
@@ -84,4 +84,5 @@ def sent140(
         model=line,
         preprocessing=Preprocessing(inputs=inputs, target=TARGET),
         network=text_network(model, length=length, vocab_size=num_tokens),
+        base_digest=digest_of_base(model),
     )

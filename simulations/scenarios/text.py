@@ -11,12 +11,13 @@ from os import PathLike
 from typing import Any
 
 from fedlearn.data.partition import Partition, as_partition
+from fedlearn.data.preprocessing import Preprocessing
 from fedlearn.errors import did_you_mean, require
 from fedlearn.loop.local_defaults import LocalDefaults, declares_local_defaults
-from fedlearn.loop.scenario import Scenario
+from fedlearn.loop.scenario import Network, Scenario, declares_model
 from fedlearn.trainers.pretrained import PretrainedModel
-from simulations.scenarios.causal_folder import CausalSettings, causal_folder
-from simulations.scenarios.folder import folder, read_path
+from simulations.scenarios.causal_folder import CausalSettings, causal_folder, declared_causal_model
+from simulations.scenarios.folder import declared_model, folder, read_path
 from simulations.scenarios.text_columns import classification_columns
 
 CLASSIFICATION, TOKENS, CAUSAL = "classification", "token_classification", "causal_lm"
@@ -38,7 +39,17 @@ def text_defaults(settings: Mapping[str, Any]) -> LocalDefaults:
     )
 
 
+def declared_text_model(settings: Mapping[str, Any]) -> tuple[Preprocessing, Network] | None:
+    """Return inputs, target and network that the settings alone determine, as at a coordinator without data."""
+    if settings.get("task") == CAUSAL:
+        text = settings.get("text")
+        return declared_causal_model({**settings, "text": text if isinstance(text, str) or not text else text[0]})
+    task = TOKENS if settings.get("task") == TOKENS else None
+    return declared_model({**settings, "task": task, "text_length": settings.get("length")})
+
+
 @declares_local_defaults(text_defaults)
+@declares_model(declared_text_model)
 def text(
     *,
     framework: str = "torch",

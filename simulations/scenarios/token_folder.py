@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from fedlearn.core.tasks.dense import PADDING, entity_f1, has_entities
+from fedlearn.data.base_tokenizer import missing_tokenizer
 from fedlearn.data.contents import Contents, mask_or_none
 from fedlearn.data.folder_layout import list_files
 from fedlearn.data.from_arrays import from_rows
@@ -31,9 +32,10 @@ from fedlearn.data.token_files import Sentence, is_token_file, read_sentences
 from fedlearn.data.token_inputs import SubwordTokenInputs, TokenInputs, are_tokens
 from fedlearn.errors import DataError, require
 from fedlearn.loop.scenario import Network, Scenario
-from fedlearn.trainers.pretrained import PretrainedModel, build_pretrained
+from fedlearn.trainers.pretrained import PretrainedModel, build_pretrained, declared_network
 from simulations.models.text import build_tagger
-from simulations.scenarios.folder_texts import network_for
+from simulations.models.text.readers import digest_of_base
+from simulations.scenarios.folder_texts import LENGTH, is_pretrained, network_for
 
 TASK = "token_classification"
 MAX_TAGS = 1000  # more tags are a column of another kind, e.g. lemmas
@@ -67,8 +69,13 @@ def declared_tagger(settings: Mapping[str, Any]) -> tuple[Preprocessing, Network
     """Return inputs, target and network that the settings alone determine; None without ``classes``."""
     if not settings.get("classes"):
         return None
-    inputs = TokenInputs(length=settings.get("text_length") or TokenInputs.length)
-    return Preprocessing(inputs=inputs, target=_target(map(to_category, settings["classes"]))), _network(inputs)
+    target = _target(map(to_category, settings["classes"]))
+    if is_pretrained(settings.get("model")):
+        length = settings.get("text_length") or LENGTH
+        inputs = SubwordTokenInputs(tokenizer=missing_tokenizer(length))
+        return Preprocessing(inputs=inputs, target=target), declared_network(length)
+    tokens = TokenInputs(length=settings.get("text_length") or TokenInputs.length)
+    return Preprocessing(inputs=tokens, target=target), _network(tokens)
 
 
 def token_folder(
@@ -129,6 +136,7 @@ def token_folder(
         partition=str(partition),
         preprocessing=Preprocessing(inputs=inputs, target=_target(tags)),
         network=_network(inputs) if isinstance(inputs, TokenInputs) else network_for(inputs, model),
+        base_digest=digest_of_base(model),
     )
 
 

@@ -137,6 +137,12 @@ class Federation:
 
 
 @pytest.fixture(scope="session")
+def federation_class():
+    """Return the class of federations, for tests with nodes of another kind."""
+    return Federation
+
+
+@pytest.fixture(scope="session")
 def federation(tmp_path_factory):
     # a short path: the name of a Unix socket is limited to about 100 bytes
     folder = tmp_path_factory.mktemp("f")

@@ -15,7 +15,7 @@ from fedlearn.core import Failure
 from fedlearn.core.metrics import evaluate_client
 from fedlearn.core.records import Predictions
 from fedlearn.core.serialization import LENGTH_BYTES, MAX_HEADER_BYTES, Payload, WireError, pack, unpack
-from fedlearn.protocol.membership import Member
+from fedlearn.protocol.membership import Member, Membership
 from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind
 from fedlearn.protocol.responses import EvaluationReader, ParameterReader, pack_evaluations
 from fedlearn.protocol.training_order import read_order, require_order_fits
@@ -149,7 +149,7 @@ def test_each_field_of_another_type_is_read_or_refused(payload, read):
     # settings and contents are not checked; a text, a count or a stage may have another value of its type
     free = {"settings", "content", "stage", "code", "detail", "reference", "names", "local"}
     texts = {"run", "id", "name", "task", "model", "partition", "framework", "device", "layout", "masking_key"}
-    texts |= {"version"}
+    texts |= {"version", "base_digest"}
     for path, value in accepted:
         kept = type(value) is type(_at(payload.metadata, path))
         assert kept or free & set(path) or path in (("state_rounds",), ("refusal",)), (path, value)
@@ -305,3 +305,21 @@ def test_valid_json_takes_at_most_fifty_times_its_size_in_memory():
     finally:
         tracemalloc.stop()
     assert peak < 50 * len(wide)
+
+
+def test_a_node_with_another_pretrained_model_is_refused():
+    members = [
+        replace(MEMBER, base_digest="ab" * 32, node_id=node, num_examples={node: 10}, names={node: "x"})
+        for node in range(3)
+    ]
+    membership = Membership()
+    for member in members[:2]:
+        membership.admit(member)
+    membership.fix_model()
+    for digest in ("cd" * 32, ""):
+        with pytest.raises(WireError, match=r"the SHA-256 of its pretrained model is (cdcd|none)"):
+            membership.admit(replace(members[2], base_digest=digest))
+    membership.admit(members[2])
+    assert len(membership.present) == 3
+    with pytest.raises(WireError, match="digest of the pretrained model"):
+        Member.read(replace(members[2], base_digest="xyz").pack(), [2], 2)

@@ -28,6 +28,7 @@ TABLE = {
     "tests/deploy/test_chaos": "process",
     "tests/deploy/test_fault_table": "process",
     "tests/deploy/test_deployment": "process",
+    "tests/deploy/test_pretrained_models": "process",
     "tests/deploy/test_containers": "docs",
     "tests/deploy/test_run_log": "framework",
     "tests/deploy/test_sites_of_a_deployment": "process",

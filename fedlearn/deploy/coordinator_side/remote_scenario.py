@@ -42,7 +42,14 @@ def remote_scenario(engine: DeployedEngine) -> Scenario:
         num_train={client: members[client].num_examples[client] for client in engine.clients},
     )
     trainer = RemoteTrainer(engine=engine, framework="+".join(frameworks), device="at the nodes", layout=engine.layout)
-    return Scenario(name=model.name, data=data, trainer=trainer, model=model.model, partition=model.partition)
+    return Scenario(
+        name=model.name,
+        data=data,
+        trainer=trainer,
+        model=model.model,
+        partition=model.partition,
+        base_digest=model.base_digest,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,6 @@ DEFAULT_BOUNDS: Mapping[str, tuple[int, int]] = {
     "layers": (0, 100),
     "length": (1, 4_096),
     "levels": (1, 2**16),
-    "lora_rank": (1, 1_024),
     "min_available_nodes": (0, 1_000_000),
     "min_characters": (0, 1_000_000_000),
     "min_evaluate_nodes": (0, 1_000_000),

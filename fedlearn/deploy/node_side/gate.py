@@ -32,6 +32,7 @@ HELLO_FIELDS = (
     "device",
     "supports_metrics",
     "masking_key",
+    "base_digest",
     "version",
     "leaves",
     "num_examples",

@@ -216,6 +216,7 @@ class NodeService:
             device=trainer.device,
             supports_metrics=metrics_to_send(self.policy, scenario.data.task) is not False,
             masking_key=keys.public_key.hex() if keys else "",
+            base_digest=scenario.base_digest,
         )
         return NodeResponse.to(request, clients=clients, content=member.pack())
 
