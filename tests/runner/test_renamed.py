@@ -19,6 +19,7 @@ from simulations.privacy_attack import KINDS
 COMMANDS = {old: new for old, new in RENAMED.items() if old.startswith(("simulations.", "fedlearn."))}
 OF_AN_ATTACK = {old: new for old, new in RENAMED.items() if new.startswith("privacy_attack.")}
 SETTINGS = {old: new for old, new in RENAMED.items() if old not in {**COMMANDS, **OF_AN_ATTACK}}
+SST2 = [["scenario=sst2"]]
 WITH = {  # the groups that have a setting, and a value that differs from the default
     "attack": ([[]], "alie"),
     "engine.enough": ([["engine=grid"]], "2"),
@@ -26,11 +27,18 @@ WITH = {  # the groups that have a setting, and a value that differs from the de
     "engine.num_nodes": ([["engine=grid"]], "2"),
     "scenario.alpha": ([["scenario=digits"]], "0.1"),
     "scenario.classes_per_client": ([["partition=shards"], ["scenario=digits", "partition=pathological"]], "3"),
+    "scenario.dropout": (SST2, "0.1"),
+    "scenario.encoder": (SST2, "my_model"),
+    "scenario.layers": (SST2, "2"),
+    "scenario.lora_alpha": (SST2, "4"),
+    "scenario.lora_on": (SST2, "[query]"),
+    "scenario.lora_rank": (SST2, "4"),
     "scenario.model": ([[], ["scenario=digits"]], "linear"),
     "scenario.num_clients": ([[], ["scenario=digits"], ["partition=iid"]], "3"),
     "scenario.partition": ([[], ["scenario=mnist"]], "iid"),
     "scenario.strictness": ([["scenario=folder", "partition=feature"]], "0.3"),
     "scenario.test_share": ([[], ["scenario=movielens"]], "0.3"),
+    "scenario.tuning": (SST2, "full"),
     "strategy.candidates": ([["strategy=power_of_choice"]], "7"),
     "strategy.keeps": ([[f"strategy={name}"] for name in ("fcf", "fedbn", "fedper", "fedrep")], "out.*"),
     "strategy.least": ([["strategy=oort"]], "0.3"),

@@ -118,27 +118,6 @@ def test_an_unknown_model_is_named_with_the_known_ones():
         sst2(model="bilstmm", length=6, partition=Iid(num_clients=2))
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("scenario.tuning=full", "model.adapter=full"),
-        ("scenario.layers=2", "model.layers=2"),
-        ("scenario.lora_rank=4", "model.rank=4"),
-        ("scenario.lora_alpha=4", "model.alpha=4"),
-        ("scenario.lora_on=[query]", r"'model.targets=\[query\]'"),
-        ("scenario.dropout=0.1", "model.dropout=0.1"),
-        ("scenario.encoder=my_model", "model.path=my_model"),
-    ],
-)
-def test_old_names_of_settings_are_refused_with_the_new_name(old, new):
-    from fedlearn.errors import FedlearnError
-    from fedlearn.runner.compose import compose
-    from fedlearn.runner.start import parse_args
-
-    with pytest.raises(FedlearnError, match=f"did you mean {new}"):
-        compose(parse_args(["scenario=sst2", old]))
-
-
 @pytest.mark.parametrize(("content", "problem"), [(b"", "contains no text"), (b"\xff\xfe", "is not UTF-8")])
 def test_a_file_without_sentences_is_refused(tmp_path, content, problem):
     from fedlearn.data.example_files import read_batches

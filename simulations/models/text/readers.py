@@ -25,8 +25,8 @@ def build_text_pipeline(
     """Build a tokenizer, and a function that builds a trainer for tokenized data.
 
     Args:
-        model: settings of a pretrained model, which is fine-tuned and reads its subwords; or the name of a model that
-            is trained from scratch and reads hashed words; or a module with inputs ``(B, length)``, the token numbers.
+        model: settings of a pretrained model, which is fine-tuned and reads its subwords. Or the name of a model that
+            is trained from scratch and reads hashed words. Or a module with inputs ``(B, length)``, the token numbers.
         length: maximum number of tokens of a text; later tokens are dropped.
         vocab_size: number of hash buckets for words; a pretrained model ignores it.
         framework: ``torch`` (default), ``jax`` or ``mixed``.
