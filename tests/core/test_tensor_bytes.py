@@ -22,13 +22,13 @@ ARRAYS = st.dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(ARRAYS, st.text(st.characters(exclude_categories=("Cs",)), max_size=12))
 def test_the_parts_are_the_bytes_of_the_library(arrays, text):
     assert b"".join(tensor_parts(arrays, {"fedlearn": text})) == save(arrays, metadata={"fedlearn": text})
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(ARRAYS, st.integers(0, 9), st.booleans())
 def test_arrays_come_back_at_any_position_of_the_bytes(arrays, offset, is_writeable):
     data = bytes(offset) + pack(Payload(arrays=arrays))

@@ -60,7 +60,14 @@ def test_each_part_comes_back_also_after_a_restart_and_large_ones_are_files(fold
     assert size < MIN_FILE_BYTES
 
 
-@pytest.mark.parametrize("remove", ["delete", "delete_objects_in_run", "clear"])
+@pytest.mark.parametrize(
+    "remove",
+    [
+        pytest.param("delete", marks=pytest.mark.slow),
+        "delete_objects_in_run",
+        pytest.param("clear", marks=pytest.mark.slow),
+    ],
+)
 def test_the_files_of_a_removed_message_are_deleted(folder, remove):
     store, key, objects = filled(folder)
     arguments = {"delete": [key], "delete_objects_in_run": [1], "clear": []}[remove]
@@ -69,6 +76,7 @@ def test_the_files_of_a_removed_message_are_deleted(folder, remove):
     assert [store.get(each) for each in objects] == [None] * len(objects)
 
 
+@pytest.mark.slow
 def test_a_part_of_two_messages_stays_until_the_second_is_removed(folder):
     store, first, _ = filled(folder)
     content, objects = message(DATA + b"y")
@@ -93,6 +101,7 @@ def test_a_removal_that_is_rolled_back_keeps_the_files(folder):
     assert {each: store.get(each) for each in objects} == objects
 
 
+@pytest.mark.slow
 def test_a_file_that_a_crash_has_left_is_deleted_at_the_start(folder):
     filled(folder)
     (folder / "objects" / ("0" * 64)).write_bytes(b"left")
@@ -101,6 +110,7 @@ def test_a_file_that_a_crash_has_left_is_deleted_at_the_start(folder):
     assert names(folder) == before - {"0" * 64}
 
 
+@pytest.mark.slow
 def test_a_lost_file_is_a_missing_part(folder):
     store, *_ = filled(folder)
     for path in (folder / "objects").iterdir():
@@ -108,6 +118,7 @@ def test_a_lost_file_is_a_missing_part(folder):
         assert store.get(path.name) is None
 
 
+@pytest.mark.slow
 def test_a_part_with_another_digest_or_form_or_that_nobody_announced_is_refused(folder):
     store, _, objects = filled(folder)
     large = next(each for each, part in objects.items() if len(part) >= MIN_FILE_BYTES)

@@ -87,9 +87,9 @@ def hostile(**changes):
     return key, objects
 
 
-def test_an_array_that_repeats_a_part_a_million_times_is_refused():
+def test_an_array_that_repeats_a_part_many_times_is_refused():
     with pytest.raises(TooLarge):
-        received(*hostile(arraychunk_ids=[0] * 10**6), max_bytes=4 * SIZE)
+        received(*hostile(arraychunk_ids=[0] * 10**5), max_bytes=4 * SIZE)
 
 
 def test_a_message_with_too_many_bytes_is_refused_on_the_way():
