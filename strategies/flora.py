@@ -1,7 +1,5 @@
 """FLoRA: clients train adapters of different ranks, and the server stacks them and merges the stack into the model."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from fedlearn import Array, Context, Layout, LocalRule, State, Strategy, Updates, mean, stacked
@@ -12,7 +10,7 @@ from fedlearn.extend import as_numpy, is_count, require
 
 def flora(
     *,
-    ranks: Sequence[int] | None = None,
+    ranks: tuple[int, ...] | None = None,
     clients_per_round: int | None = None,
     weighting: str = "examples",
     select: str = "uniform",
@@ -40,56 +38,63 @@ def flora(
     Reference: Wang, Shen, He, Sun, Wang, Lyu, Li, *FLoRA: Federated Fine-Tuning Large Language Models with
     Heterogeneous Low-Rank Adaptations*, NeurIPS 2024, arXiv:2409.05976, Algorithm 1.
     """
-    is_list = ranks is None or (isinstance(ranks, Sequence) and bool(ranks) and all(map(is_count, ranks)))
-    require(is_list, "ranks", ranks, "a list of whole numbers >= 1, or null", "'strategy.ranks=[4,8]'")
+    ranks = None if ranks is None else whole_numbers(ranks)
     weighted_mean = mean(weighting=weighting)
 
-    def limit_rank(layout: Layout, params: Array, client: int) -> Array:
-        params = np.array(params)
-        leaves, rank = layout.unpack(params), None if ranks is None else ranks[client % len(ranks)]
-        for adapter in find_adapters(layout) if rank is not None else ():
-            leaves[adapter.first][rank:] = 0
-            leaves[adapter.second][:, rank:] = 0
-        return params
-
-    def check_ranks(layout: Layout) -> State:
-        shapes = {leaf.name: leaf.shape for leaf in layout.leaves}
-        most = max(ranks or [1])
-        rank = min((shapes[adapter.first][0] for adapter in find_adapters(layout)), default=most)
-        expected = f"ranks of at most {rank}, the rank of the model"
-        require(most <= rank, "strategy.ranks", list(ranks or ()), expected, f"model.rank={most}")
-        return {}
+    def start(layout: Layout, params: Array, client: int) -> Array:
+        return params if ranks is None else with_rank(layout, params, ranks[client % len(ranks)])
 
     def merge(updates: Updates, state: State, context: Context) -> tuple[Array, State]:
         assert context.layout is not None
         layout, model = context.layout, context.model_layout or context.layout
         before = model.unpack(as_numpy(context.params_D))
-        shared = layout.pack({leaf.name: before[leaf.name] for leaf in layout.leaves})
-        deltas_K = zip(updates.clients_K.tolist(), as_numpy(updates.delta_KD), strict=True)
-        after_K = [layout.unpack(limit_rank(layout, shared, client) + delta) for client, delta in deltas_K]
-        step = dict.fromkeys(before, np.float32(0)) | layout.unpack(
-            as_numpy(aggregate_updates(weighted_mean, updates)[0])
-        )
+        received_S = layout.pack({leaf.name: before[leaf.name] for leaf in layout.leaves})
+        clients_K, delta_KS = updates.clients_K.tolist(), as_numpy(updates.delta_KD)
+        after_K = [layout.unpack(start(layout, received_S, k) + d) for k, d in zip(clients_K, delta_KS, strict=True)]
+        weights_K = np.ones(len(clients_K)) if weighting == "equal" else updates.num_examples_K
         fresh = layout.unpack(random_parameters(layout, context.seed, context.round))
-        for adapter in find_adapters(model):
-            step[adapter.merged] = stacked_product(
-                [leaves[adapter.first] for leaves in after_K],
-                [leaves[adapter.second] for leaves in after_K],
-                np.ones(len(after_K)) if weighting == "equal" else updates.num_examples_K,
-            )
-            step[adapter.first] = fresh[adapter.first] - before[adapter.first]
-            step[adapter.second] = -before[adapter.second]
-        return model.pack({name: np.broadcast_to(v, before[name].shape) for name, v in step.items()}), state
+        mean_S, _ = aggregate_updates(weighted_mean, updates)
+        step = {name: np.zeros_like(leaf) for name, leaf in before.items()} | layout.unpack(as_numpy(mean_S))
+        for first, second, merged in find_adapters(model):
+            step[first], step[second] = fresh[first] - before[first], -before[second]
+            step[merged] = stacked_product([a[first] for a in after_K], [a[second] for a in after_K], weights_K)
+        return model.pack(step), state
 
     return Strategy(
         select=get_selector(select, clients_per_round),
-        local=LocalRule(frozen_parameters=("*.lora_merged.weight",), start=None if ranks is None else limit_rank),
-        aggregate=stacked(merge, init=check_ranks, reads=("clients_K",)),
+        local=LocalRule(frozen_parameters=("*.lora_merged.weight",), start=None if ranks is None else start),
+        aggregate=stacked(merge, init=lambda layout: check_ranks(layout, ranks), reads=("clients_K",)),
         merges_adapters=True,
     )
 
 
-def stacked_product(first_K: Sequence[np.ndarray], second_K: Sequence[np.ndarray], weights_K: np.ndarray) -> np.ndarray:
+def whole_numbers(ranks: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the ranks as a tuple, after a check. Settings of a run have lists."""
+    is_list = not isinstance(ranks, str | int | float) and len(ranks) > 0 and all(map(is_count, ranks))
+    require(is_list, "ranks", ranks, "a list of whole numbers >= 1, or null", "'strategy.ranks=[4,8]'")
+    return tuple(ranks)
+
+
+def check_ranks(layout: Layout, ranks: tuple[int, ...] | None) -> State:
+    """Refuse ranks above the rank of the model. Return the empty state."""
+    most, shapes = max(ranks or (1,)), {leaf.name: leaf.shape for leaf in layout.leaves}
+    rank = min((shapes[adapter.first][0] for adapter in find_adapters(layout)), default=most)
+    expected = f"ranks of at most {rank}, the rank of the model"
+    require(most <= rank, "strategy.ranks", list(ranks or ()), expected, f"model.rank={most}")
+    return {}
+
+
+def with_rank(layout: Layout, params: Array, rank: int) -> Array:
+    """Return parameters whose adapters have zeros in the rows of A and the columns of B after this rank."""
+    params = np.array(params)
+    leaves = layout.unpack(params)
+    for first, second, _ in find_adapters(layout):
+        leaves[first][rank:] = 0
+        leaves[second][:, rank:] = 0
+    return params
+
+
+def stacked_product(first_K: list[np.ndarray], second_K: list[np.ndarray], weights_K: np.ndarray) -> np.ndarray:
     """Return the product of stacked adapters, ``sum_k p_k B_k A_k``.
 
     >>> stacked_product([np.ones((1, 2)), np.ones((3, 2))], [np.ones((2, 1)), np.ones((2, 3))], np.array([1, 1]))
