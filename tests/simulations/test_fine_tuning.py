@@ -145,3 +145,29 @@ def test_only_adapters_and_head_leave_a_client_and_are_stored(reviews, models, t
     assert all(4 * size <= number < 4 * size + 4096 < base for number in checkpoints)
     row = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     assert 2 * 4 * size <= row["bytes_up"] < 2 * (6 * size + 4096)  # masked sums have more than four bytes per number
+
+
+@pytest.fixture
+def sayings(tmp_path):
+    lines = ["w1 good film of the w2 w3", "bad film", "the w4 of w5 boring film w6 good w7 w8"] * 4
+    (tmp_path / "sayings.csv").write_text(
+        "\n".join(["who,text", *(f"{who},{line}" for line in lines for who in ("north", "south"))])
+    )
+    return tmp_path / "sayings.csv"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("privacy", ["none", "example"])
+def test_an_audit_shows_exposure_and_utility_of_texts_of_different_lengths(sayings, models, tmp_path, privacy, capsys):
+    from simulations.audit import main
+
+    settings = ["scenario.task=causal_lm", f"scenario.path={sayings}", "scenario.client=who", "scenario.length=16"]
+    settings += [f"model.path={models['llama']}", "strategy.weighting=equal", "rounds=2"]
+    settings += [f"privacy={privacy}", *(["privacy.epsilon=8"] if privacy == "example" else []), "local.batch_size=8"]
+    settings += ["audit.canaries=100", "audit.sentences=2", "audit.copies=2", f"hydra.run.dir={tmp_path / 'run'}"]
+    assert main(["scenario=text", *settings]) == 0
+    sentences = json.loads((tmp_path / "run" / "audit.json").read_text())["sentences"]
+    assert len(sentences["exposure"]) == 2
+    assert sentences["utility"].startswith("perplexity ")
+    assert sentences["utility"] in capsys.readouterr().out
+    assert (sentences["epsilon"] is None) == (privacy == "none")
