@@ -108,3 +108,8 @@ def mean_metric(
         return np.asarray(totals[name] / totals[COUNT])
 
     return Metric(name=name, sums=sums, finish=finish, higher_is_better=higher_is_better, in_target_unit=in_target_unit)
+
+
+def divide_sums(totals: Mapping[str, np.ndarray], name: str, count: str) -> np.ndarray:
+    """Return a sum divided by a sum of counts, by their names; NaN where the count is zero."""
+    return np.where(totals[count] > 0, totals[name] / np.maximum(totals[count], 1), np.nan)

@@ -132,7 +132,7 @@ def test_a_language_model_of_two_nodes_writes_text_after_the_deployment(gpt2_fed
 
 @pytest.mark.slow
 def test_a_node_with_another_base_is_refused_by_name(mixed_federation, folder):
-    words = (*CLASSIFICATION, "model.path=base", "engine.join_timeout=30")
+    words = (*CLASSIFICATION, "model.path=base", "engine.join_timeout=90")
     both = mixed_federation.run(*words, "sites=[node0,node1]", name="both")
     assert both.code != 0
     assert "refused: node1" in both.text

@@ -251,3 +251,21 @@ def test_help_names_the_settings(capsys):
     with pytest.raises(SystemExit, match=r"^0$"):
         main(["--help"])
     assert "audit.canaries" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_canary_sentences_are_measured_by_the_command(audited, tmp_path, capsys):
+    pytest.importorskip("peft")
+    tiny_models = pytest.importorskip("tiny_models")
+    model, texts = tiny_models.decoder(tmp_path / "gpt2"), tmp_path / "texts"
+    texts.mkdir()
+    for site in ("north", "south"):
+        rows = [f"w{row} good film the a of boring great bad film the good a" for row in range(16)]
+        (texts / f"{site}.csv").write_text("\n".join(["text", *rows, ""]))
+    words = ["scenario=text", "scenario.task=causal_lm", "scenario.text=text", f"scenario.path={texts}"]
+    words += [f"model.path={model}", "scenario.length=32", "rounds=1", "local.steps=1", "audit.canaries=100"]
+    assert audited(*words, "audit.sentences=2")[0] == 0
+    assert "mean exposure" in capsys.readouterr().out
+    sentences = json.loads((tmp_path / "found/audit.json").read_text())["sentences"]
+    assert len(sentences["exposure"]) == 2
+    assert sentences["rounds"] == 1

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedlearn.core.metric import Metric, Sums
+from fedlearn.core.metric import Metric, Sums, divide_sums
 from fedlearn.core.tasks.base import Task
 from fedlearn.errors import DataError
 
@@ -29,21 +29,16 @@ def _sums(outputs_N3: np.ndarray, targets_N: np.ndarray) -> Sums:
     return {name: outputs_N3[:, column] for column, name in enumerate(SUMS)}
 
 
-def _per_token(totals: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    tokens = totals["tokens"]
-    return np.where(tokens > 0, totals[name] / np.maximum(tokens, 1), np.nan)
-
-
 def _loss(totals: Mapping[str, np.ndarray]) -> np.ndarray:
-    return _per_token(totals, "nll")
+    return divide_sums(totals, "nll", "tokens")
 
 
 def _perplexity(totals: Mapping[str, np.ndarray]) -> np.ndarray:
-    return np.exp(_per_token(totals, "nll"))
+    return np.exp(divide_sums(totals, "nll", "tokens"))
 
 
 def _accuracy(totals: Mapping[str, np.ndarray]) -> np.ndarray:
-    return _per_token(totals, "correct")
+    return divide_sums(totals, "correct", "tokens")
 
 
 def _token_counts(y: np.ndarray) -> np.ndarray:

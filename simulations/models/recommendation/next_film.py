@@ -19,7 +19,7 @@ import numpy as np
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.inputs import join_inputs
 from fedlearn.core.layout import default_initial_parameters
-from fedlearn.core.metric import Metric, Sums
+from fedlearn.core.metric import Metric, Sums, divide_sums
 from fedlearn.core.records import Examples
 from fedlearn.core.tasks.language import CAUSAL_LM
 from fedlearn.core.tasks.ranking import CUTOFF
@@ -46,17 +46,12 @@ def _hits(outputs_N4: np.ndarray, targets_N: np.ndarray) -> Sums:
     return {"hits": is_hit_N * 1.0, "gain": gain_N, "lists": (rank_N > 0) * 1.0}
 
 
-def _per_list(totals: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    lists = totals["lists"]
-    return np.where(lists > 0, totals[name] / np.maximum(lists, 1), np.nan)
-
-
 def _hit_rate(totals: Mapping[str, np.ndarray]) -> np.ndarray:
-    return _per_list(totals, "hits")
+    return divide_sums(totals, "hits", "lists")
 
 
 def _gain(totals: Mapping[str, np.ndarray]) -> np.ndarray:
-    return _per_list(totals, "gain")
+    return divide_sums(totals, "gain", "lists")
 
 
 NEXT_FILM = replace(
