@@ -139,7 +139,7 @@ def divide_total(total: Any, divisor: float) -> Array:
     """
     if isinstance(total, tuple):
         return (total[0] + total[1]) / divisor
-    if isinstance(total, np.ndarray) and total.size >= MIN_SHRUNK_SIZE and total.base is None:
+    if isinstance(total, np.ndarray) and total.size >= MIN_SHRUNK_SIZE and _is_plain_sum(total):
         return _divide_in_place(total, divisor)
     if isinstance(total, np.ndarray):  # avoids a second float64 vector
         return np.divide(total, divisor, out=np.empty(total.shape, np.float32), casting="same_kind")
@@ -147,15 +147,18 @@ def divide_total(total: Any, divisor: float) -> Array:
     return xp.astype(total / divisor, xp.float32)
 
 
+def _is_plain_sum(total: np.ndarray) -> bool:
+    """Return whether an array is a float64 vector in memory of its own."""
+    return total.dtype == np.float64 and total.ndim == 1 and total.flags.owndata and total.flags.writeable
+
+
 def _divide_in_place(total_D: np.ndarray, divisor: float) -> np.ndarray:
-    """Return ``total / divisor`` in the first half of the memory of ``total``, and free the other half."""
+    """Return ``total / divisor`` in the first half of the memory of ``total``, which is then no sum any more."""
     size, result_D = len(total_D), total_D.view(np.float32)
     for start in range(0, size, TILE_SIZE):  # a tile is read before its place, or a later place, is overwritten
         stop = min(start + TILE_SIZE, size)
         result_D[start:stop] = total_D[start:stop] / divisor
-    del result_D
-    total_D.resize((size + 1) // 2, refcheck=False)
-    return total_D.view(np.float32)[:size]
+    return result_D[:size]
 
 
 def mean(*, weighting: str = "examples") -> Aggregator:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fedlearn import Context, Layout, SettingError, Updates, mean, stacked
-from fedlearn.algorithm import aggregate_updates
+from fedlearn.algorithm import aggregate_updates, aggregation
 from fedlearn.core.records import MetricSum
 from simulations.benchmarks.mean import measure
 
@@ -142,3 +142,26 @@ def test_a_mean_takes_less_than_four_vectors_whatever_the_number_of_clients():
     many, _ = measure(12, 4_000_000)
     assert many < few + 0.01
     assert many < 4
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 101])
+def test_a_mean_in_the_memory_of_its_sum_equals_a_mean_beside_it(monkeypatch, size):
+    total_D = np.random.default_rng(size).normal(size=size) * 10.0 ** np.linspace(-20, 20, size)
+    expected_D = aggregation.divide_total(total_D.copy(), 3.0)
+    monkeypatch.setattr(aggregation, "MIN_SHRUNK_SIZE", 1)
+    monkeypatch.setattr(aggregation, "TILE_SIZE", 8)
+    view_D = total_D[size // 2 :]
+    result_D = aggregation.divide_total(total_D, 3.0)
+    assert result_D.dtype == np.float32
+    assert np.array_equal(result_D, expected_D)
+    assert np.shares_memory(result_D, total_D)
+    assert len(view_D) == size - size // 2  # the memory of older views stays valid
+
+
+@pytest.mark.parametrize("change", [lambda v: v.astype(np.float32), lambda v: v[:], lambda v: v.reshape(2, -1)])
+def test_a_sum_in_foreign_memory_keeps_its_values(monkeypatch, change):
+    monkeypatch.setattr(aggregation, "MIN_SHRUNK_SIZE", 1)
+    total = change(np.arange(8.0))
+    before = total.copy()
+    assert np.array_equal(aggregation.divide_total(total, 2.0), (before / 2).astype(np.float32))
+    assert np.array_equal(total, before)
