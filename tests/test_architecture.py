@@ -185,10 +185,10 @@ def test_slow_cases_name_functions_that_exist():
 def test_undocumented_names_of_libraries_stand_in_one_module_each():
     for folder in ("fedlearn", "strategies", "simulations"):
         for path in (ROOT / folder).rglob("*.py"):
-            own = path.relative_to(ROOT).as_posix()
+            current = path.relative_to(ROOT).as_posix()
             found = [name for name in names_of_libraries(path) if is_private(name)]
-            assert all(own.startswith(COMPATIBILITY[re.split("[.:]", name)[0]][0] or "-") for name in found), (
-                own,
+            assert all(current.startswith(COMPATIBILITY[re.split("[.:]", name)[0]][0] or "-") for name in found), (
+                current,
                 found,
             )
 

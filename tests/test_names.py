@@ -77,6 +77,25 @@ def test_no_public_name_carries_a_banned_word(names):
     assert not banned, "\n".join(banned)
 
 
+def local_names(path):
+    """Yield (place, name) of variables, arguments and functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield f"{path.name}:{node.lineno}", node.id
+        elif isinstance(node, ast.arg):
+            yield f"{path.name}:{node.lineno}", node.arg
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield f"{path.name}:{node.lineno}", node.name
+
+
+@pytest.mark.parametrize("folder", [*PACKAGES, "tests", "examples"])
+def test_no_variable_is_a_bare_pronoun_or_participle(folder):
+    names = [pair for path in sorted((ROOT / folder).rglob("*.py")) for pair in local_names(path)]
+    assert len(names) > 100
+    banned = [f"{where} {name}" for where, name in names if name.strip("_").lower() in ("one", "own", "made", "told")]
+    assert not banned, "\n".join(banned)
+
+
 @pytest.mark.parametrize("name", ["RunMade", "own_model", "num_replies", "AloftRequest", "told"])
 def test_the_ban_list_sees_words_inside_names(name):
     assert words_of(name) & BANNED

@@ -99,15 +99,15 @@ def module_of(parts: list[str]) -> tuple[Path | None, list[str]]:
 @cache
 def attributes_of_classes() -> dict[str, set[str]]:
     """Return the attributes of every class in the source, inherited ones included."""
-    own: dict[str, set[str]] = {}
+    current: dict[str, set[str]] = {}
     bases: dict[str, set[str]] = {}
     for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
         for name, node in names_of(path).items():
             cls, dot, attribute = name.partition(".")
             if isinstance(node, ast.ClassDef) and (dot or node.name == cls):
-                own.setdefault(cls, set()).update({attribute} if dot else set())
+                current.setdefault(cls, set()).update({attribute} if dot else set())
                 bases.setdefault(cls, set()).update(ast.unparse(base).rpartition(".")[2] for base in node.bases)
-    return {cls: own[cls].union(*(own.get(base, set()) for base in bases[cls])) for cls in own}
+    return {cls: current[cls].union(*(current.get(base, set()) for base in bases[cls])) for cls in current}
 
 
 @cache

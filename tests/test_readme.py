@@ -175,9 +175,9 @@ def test_your_own_code_works_as_written(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
     first, sweep, tests = [words for words in commands(section) if words[0] == "python"]
-    told = in_shell(first, tmp_path / "my_study").stdout
-    assert "513 parameters" in told
-    accuracy = float(re.search(r"done .*accuracy ([\d.]+) %", told)[1])
+    printed = in_shell(first, tmp_path / "my_study").stdout
+    assert "513 parameters" in printed
+    accuracy = float(re.search(r"done .*accuracy ([\d.]+) %", printed)[1])
     assert accuracy > 85, "predicting the larger class gives 63 %"
     lines = in_shell(sweep, tmp_path / "my_study").stdout.splitlines()
     assert sum(" accuracy " in line for line in lines if " done " in line or line.startswith("job ")) == 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 from simulations.published.measures import fairness
 from simulations.published.records import Row, Table
 
-CLAIM = (
+STATEMENT = (
     "With each seed, the variance is smaller than with q = 0. The worst tenth is better with seeds 1 and 3, and worse "
     "with seed 2 (11.75 instead of 12.47)."
 )
@@ -34,6 +34,6 @@ TABLE = Table(
     ),
     rows=(
         _row("q0", "q = 0 (FedAvg with equal weights)", "strategy.q=0"),
-        _row("q1", "q = 1", "strategy.q=1", CLAIM),
+        _row("q1", "q = 1", "strategy.q=1", STATEMENT),
     ),
 )

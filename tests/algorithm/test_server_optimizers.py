@@ -60,8 +60,8 @@ def test_adaptive_strategies_follow_algorithm_2(name, second_moment):
     import strategies
 
     settings = {"learning_rate": 0.1, "beta1": 0.8, "tau": 0.01}
-    own = settings if name == "fedadagrad" else {**settings, "beta2": 0.95}
-    path = np.cumsum(steps_of(getattr(strategies, name)(**own).server).astype(np.float64), axis=0)
+    current = settings if name == "fedadagrad" else {**settings, "beta2": 0.95}
+    path = np.cumsum(steps_of(getattr(strategies, name)(**current).server).astype(np.float64), axis=0)
     assert np.allclose(path, reference_steps(second_moment, DELTAS, **settings), atol=1e-5)
 
 

@@ -63,9 +63,9 @@ def shown(run, rounds, **options):
     file = io.StringIO()
     console = Console(file, **({"terminal": False, "width": 80} | options))
     console.on_start(run)
-    for one in rounds:
-        console.on_round(one)
-    console.on_end(summarise(run, [history_entry(one) for one in rounds], status="done"))
+    for item in rounds:
+        console.on_round(item)
+    console.on_end(summarise(run, [history_entry(item) for item in rounds], status="done"))
     console.close()
     return file.getvalue()
 

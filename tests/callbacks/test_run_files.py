@@ -106,18 +106,18 @@ def test_clients_csv_holds_the_last_evaluation_with_undefined_values_empty(tmp_p
 
 
 def test_personal_models_stand_beside_the_global_one(tmp_path):
-    one = a_round(1)
-    better = replace(one.evaluation, pooled={**one.evaluation.pooled, "loss": 0.125})
-    one = replace(one, evaluation=replace(one.evaluation, personal=better))
-    line = history_entry(one)
-    assert line["test"]["loss"] == one.evaluation.pooled["loss"]
+    item = a_round(1)
+    better = replace(item.evaluation, pooled={**item.evaluation.pooled, "loss": 0.125})
+    item = replace(item, evaluation=replace(item.evaluation, personal=better))
+    line = history_entry(item)
+    assert line["test"]["loss"] == item.evaluation.pooled["loss"]
     assert line["personal"]["loss"] == {"pooled": 0.125, **line["clients"]["loss"]}
-    table = list(csv.DictReader(io.StringIO(clients_table(one.evaluation, about(tmp_path)))))
+    table = list(csv.DictReader(io.StringIO(clients_table(item.evaluation, about(tmp_path)))))
     assert [row["personal_loss"] for row in table] == [row["loss"] for row in table]
-    assert "personal" in plain_line(one, about(tmp_path), 0)
-    told = summarise(about(tmp_path), [line], status="done")
-    assert told["personal"]["loss"] == 0.125
-    assert "personal models" in dict(summary_lines(told))["done"]
+    assert "personal" in plain_line(item, about(tmp_path), 0)
+    shown = summarise(about(tmp_path), [line], status="done")
+    assert shown["personal"]["loss"] == 0.125
+    assert "personal models" in dict(summary_lines(shown))["done"]
     assert "personal" not in history_entry(a_round(1))
 
 
@@ -140,8 +140,8 @@ def test_a_run_killed_after_any_round_sums_up_as_an_uninterrupted_one(tmp_path, 
     log = tmp_path / "killed" / "metrics.jsonl"
     log.write_bytes(log.read_bytes() + b'{"round": 7, "time": "20')
     go(tmp_path / "killed", range(checkpoint + 1, 7), start_round=checkpoint)
-    one, other = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "killed"))
-    assert one == other
+    item, other = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "killed"))
+    assert item == other
     assert [line["round"] for line in read_history(tmp_path / "killed")] == [1, 2, 3, 4, 5, 6]
 
 
@@ -156,10 +156,10 @@ def test_resuming_leaves_earlier_lines_as_they_were(tmp_path):
 def test_a_resumed_run_notes_its_new_environment_below_the_first(tmp_path):
     go(tmp_path, [1, 2])
     go(tmp_path, [3], start_round=2)
-    told = json.loads((tmp_path / "environment.json").read_text())
-    assert told["start_round"] == 0
-    assert [one["start_round"] for one in told["resumed"]] == [2]
-    assert told["packages"]["numpy"] == np.__version__
+    shown = json.loads((tmp_path / "environment.json").read_text())
+    assert shown["start_round"] == 0
+    assert [item["start_round"] for item in shown["resumed"]] == [2]
+    assert shown["packages"]["numpy"] == np.__version__
 
 
 def test_no_draft_is_left_in_the_folder(tmp_path):
@@ -197,25 +197,25 @@ def data(task, targets, num_classes=2):
 
 
 def test_the_partition_counts_labels_by_client(tmp_path):
-    told = partition_summary(data("multiclass", [[0, 2, 2], []], num_classes=3))
-    assert told["columns"] == ["0", "1", "2"]
+    shown = partition_summary(data("multiclass", [[0, 2, 2], []], num_classes=3))
+    assert shown["columns"] == ["0", "1", "2"]
     named = partition_summary(data("binary", [[0, 1]]), ("no", "yes"))
     assert named["columns"] == ["no", "yes"]
-    assert [row["counts"] for row in told["clients"]] == [[1, 0, 2], [0, 0, 0]]
-    assert [row["name"] for row in told["clients"]] == ["Basel", "1"]
+    assert [row["counts"] for row in shown["clients"]] == [[1, 0, 2], [0, 0, 0]]
+    assert [row["name"] for row in shown["clients"]] == ["Basel", "1"]
     files = RunFiles()
-    files.on_start(replace(about(Path(tmp_path)), partition=told))
+    files.on_start(replace(about(Path(tmp_path)), partition=shown))
     files.close()
-    assert json.loads((tmp_path / "partition.json").read_text()) == told
+    assert json.loads((tmp_path / "partition.json").read_text()) == shown
 
 
 def test_the_partition_of_targets_puts_every_example_in_one_bin():
-    told = partition_summary(data("regression", [np.float32([1, 2, 3]), np.float32([3, 9])]))
-    assert len(told["columns"]) == len(told["clients"][0]["counts"]) + 1
-    assert [sum(row["counts"]) for row in told["clients"]] == [3, 2]
+    shown = partition_summary(data("regression", [np.float32([1, 2, 3]), np.float32([3, 9])]))
+    assert len(shown["columns"]) == len(shown["clients"][0]["counts"]) + 1
+    assert [sum(row["counts"]) for row in shown["clients"]] == [3, 2]
 
 
 def test_the_partition_of_a_large_population_shows_a_hundred_clients():
-    told = partition_summary(data("binary", [[0, 1]] * 150))
-    assert len(told["clients"]) == 100
-    assert told["num_clients"] == 150
+    shown = partition_summary(data("binary", [[0, 1]] * 150))
+    assert len(shown["clients"]) == 100
+    assert shown["num_clients"] == 150

@@ -97,11 +97,11 @@ def test_a_wrong_word_is_told_with_what_was_meant_and_leaves_nothing_behind(word
     pytest.importorskip("torch")
     scenario = [] if "scenario=" in words else ["scenario=diabetes"]
     assert main([*scenario, *words.split(" ")]) == 2
-    told = capsys.readouterr()
+    shown = capsys.readouterr()
     for phrase in WRONG[words]:
-        assert phrase in told.err
-    assert "Traceback" not in told.err + told.out
-    assert len(told.err.splitlines()) <= 5
+        assert phrase in shown.err
+    assert "Traceback" not in shown.err + shown.out
+    assert len(shown.err.splitlines()) <= 5
     assert not any(here.iterdir())
 
 
@@ -117,17 +117,17 @@ def test_a_broken_yaml_of_the_users_is_told_with_its_line(here, capsys):
     (here / "conf/strategy").mkdir(parents=True)
     (here / "conf/strategy/mine.yaml").write_text("_target_: strategies.fedavg\nweighting: [\n")
     assert main(["--config-dir", "conf", "strategy=mine"]) == 2
-    told = capsys.readouterr().err
-    assert re.search(r"mine\.yaml.*line 3", told)
+    shown = capsys.readouterr().err
+    assert re.search(r"mine\.yaml.*line 3", shown)
 
 
 def test_a_folder_that_cannot_be_written_is_named(here, capsys):
     (here / "file").write_text("")
     for folder in ("file", "file/run"):
         assert main(["scenario=diabetes", f"hydra.run.dir={folder}"]) == 2
-        told = capsys.readouterr().err
-        assert folder in told
-        assert "try       hydra.run.dir=outputs/run" in told
+        shown = capsys.readouterr().err
+        assert folder in shown
+        assert "try       hydra.run.dir=outputs/run" in shown
     assert [path.name for path in here.iterdir()] == ["file"]
 
 
@@ -151,10 +151,10 @@ def test_a_full_disk_ends_a_run_with_exit_code_3_and_a_hint(run, summary, monkey
     monkeypatch.setattr(checkpoint, "save", full)
     code, folder = run()
     assert code == 3
-    told = capsys.readouterr().err
-    assert "run can no longer be written: No space left on device" in told
-    assert "python -m simulations.resume run" in told
-    assert "Traceback" not in told
+    shown = capsys.readouterr().err
+    assert "run can no longer be written: No space left on device" in shown
+    assert "python -m simulations.resume run" in shown
+    assert "Traceback" not in shown
     assert "No space left" in (folder / "run.log").read_text()
 
 

@@ -27,9 +27,9 @@ def test_a_run_leaves_its_files_and_says_where(run, summary, capsys):
     assert summary(folder)["status"] == "done"
     assert len(summary(folder)["parameters_sha256"]) == 64
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
-    told = capsys.readouterr()
-    assert "saved     run" in told.out
-    assert told.err == ""
+    shown = capsys.readouterr()
+    assert "saved     run" in shown.out
+    assert shown.err == ""
 
 
 def test_config_yaml_of_a_run_repeats_it_from_anywhere(run, summary, here, monkeypatch, tmp_path, capsys):
@@ -54,9 +54,9 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_alone(run, capsys):
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     code, _ = run("seed=2")
     assert code == 2
-    told = capsys.readouterr().err
-    assert "already holds a run" in told
-    assert "simulations.resume run" in told
+    shown = capsys.readouterr().err
+    assert "already holds a run" in shown
+    assert "simulations.resume run" in shown
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
@@ -94,7 +94,7 @@ def test_a_sweep_runs_every_combination_in_a_folder_of_its_own(here, summary, ca
     ]  # fmt: skip
     assert "job 3: seed=2, strategy=fedprox" in capsys.readouterr().out
     summaries = [summary(folder) for folder in folders]
-    assert {(one["seed"], one["strategy"]) for one in summaries} == {
+    assert {(item["seed"], item["strategy"]) for item in summaries} == {
         (1, "fedavg"), (1, "fedprox"), (2, "fedavg"), (2, "fedprox")
     }  # fmt: skip
 
@@ -185,8 +185,8 @@ def test_log_lines_and_warnings_go_to_run_log_and_not_to_the_terminal(run, capfd
     code, folder = run("scenario=digits", "partition=pathological", "partition.num_clients=2", "rounds=1")
     assert code == 0
     assert "leaves classes" in (folder / "run.log").read_text()
-    told = capfd.readouterr()
-    assert "leaves classes" not in told.out + told.err
+    shown = capfd.readouterr()
+    assert "leaves classes" not in shown.out + shown.err
 
 
 def test_the_environment_of_a_run_turns_telemetry_off_unless_the_user_turned_it_on(run, monkeypatch):

@@ -79,9 +79,9 @@ def test_an_experiment_of_the_users_own_code_runs_and_resumes(user_folder, summa
     assert main(words("experiment=mine")) == 0
     assert summary(user_folder / "run")["scenario"] == "moons"
     assert summary(user_folder / "run")["strategy"] == "halfway"
-    told = capsys.readouterr().out
-    assert "13 parameters" in told
-    assert "share 0.5" in told
+    shown = capsys.readouterr().out
+    assert "13 parameters" in shown
+    assert "share 0.5" in shown
     assert resume(["run", "rounds=3"]) == 0
 
 
@@ -97,19 +97,19 @@ def test_it_is_the_same_from_a_shell(user_folder, command):
 @pytest.mark.parametrize("choice", ["strategy=halfway", "scenario=moons", "model=net"])
 def test_code_that_is_not_allowed_is_refused_and_not_even_imported(user_folder, capsys, choice):
     assert main(words(choice, *([] if "scenario" in choice else ["scenario=diabetes"]))) == 2
-    told = capsys.readouterr().err
-    assert "my_code" in told
-    assert "try       'allow_targets=[my_code]'" in told
+    shown = capsys.readouterr().err
+    assert "my_code" in shown
+    assert "try       'allow_targets=[my_code]'" in shown
     assert "my_code" not in sys.modules
     assert not (user_folder / "run").exists()
 
 
 def test_code_that_fails_is_told_in_a_few_words_with_its_traceback_in_the_log(user_folder, capsys):
     assert main(words("strategy=broken", "scenario=diabetes", "allow_targets=[my_code]")) == 3
-    told = capsys.readouterr().err
-    assert "strategy cannot be built: ZeroDivisionError: no luck today" in told
-    assert "my_code.py, line" in told
-    assert "Traceback" not in told
+    shown = capsys.readouterr().err
+    assert "strategy cannot be built: ZeroDivisionError: no luck today" in shown
+    assert "my_code.py, line" in shown
+    assert "Traceback" not in shown
     assert "Traceback" in (user_folder / "run/run.log").read_text()
 
 

@@ -44,10 +44,10 @@ def words(here, monkeypatch):
 
 def test_a_debug_run_ends_at_the_first_exception_of_a_client_with_its_traceback(words, capfd):
     assert main([*words, "debug=default"]) == FAILED
-    told = capfd.readouterr()
-    assert "debugged_code.py" in told.err
-    assert "RuntimeError: mine" in told.err
-    assert "because   RuntimeError: mine" in told.out
+    shown = capfd.readouterr()
+    assert "debugged_code.py" in shown.err
+    assert "RuntimeError: mine" in shown.err
+    assert "because   RuntimeError: mine" in shown.out
 
 
 def test_other_runs_record_failures(words, capsys):

@@ -24,14 +24,14 @@ def final_accuracy(strategy: str, seed: int) -> float:
     words = [f"experiment=flamby_heart_{strategy}", f"seed={seed}", "evaluate_every=15"]
     (job,) = compose(parse_args(words))
     try:
-        made = build_experiment(job.cfg)
+        built = build_experiment(job.cfg)
     except DataError as error:
         pytest.skip(f"the heart disease data are not available: {error}")
-    plan, evaluate = made.plan, judge(made.scenario)
-    state = start(plan.strategy, made.scenario.trainer.init(seed), made.engine, seed=seed)
-    rounds = federate(plan.strategy, made.engine, state, schedule=plan.schedule, local=plan.local, evaluate=evaluate)
+    plan, evaluate = built.plan, judge(built.scenario)
+    state = start(plan.strategy, built.scenario.trainer.init(seed), built.engine, seed=seed)
+    rounds = federate(plan.strategy, built.engine, state, schedule=plan.schedule, local=plan.local, evaluate=evaluate)
     *_, last = rounds
-    made.engine.close()
+    built.engine.close()
     assert last.number == 15
     return last.evaluation.pooled["accuracy"]
 

@@ -162,10 +162,10 @@ def test_a_partition_of_a_user_works_in_any_scenario(own_code, scenario, request
     cfg = composed(f"scenario={scenario}", "model=linear", *words, "allow_targets=[my_parts]")
     build_plan(cfg)
     try:
-        made = build_scenario(cfg)
+        built = build_scenario(cfg)
     except DataError:
         pytest.skip("the heart disease data are not available")
-    assert (made.partition, len(made.data.clients)) == ("Alternating", 5)
+    assert (built.partition, len(built.data.clients)) == ("Alternating", 5)
 
 
 def test_a_model_of_a_user_runs_resumes_and_predicts(own_code, capsys):

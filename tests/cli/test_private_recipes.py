@@ -20,13 +20,13 @@ needs("dp_accounting")
 def last_round(*words: str) -> Round:
     (job,) = compose(parse_args([*words, "evaluate_every=1000"]))
     try:
-        made = build_experiment(job.cfg)
+        built = build_experiment(job.cfg)
     except DataError as error:
         pytest.skip(f"the data are not available: {error}")
-    plan, evaluate = made.plan, judge(made.scenario)
-    state = start(plan.strategy, made.scenario.trainer.init(plan.seed), made.engine, seed=plan.seed)
-    *_, last = federate(plan.strategy, made.engine, state, schedule=plan.schedule, local=plan.local, evaluate=evaluate)
-    made.engine.close()
+    plan, evaluate = built.plan, judge(built.scenario)
+    state = start(plan.strategy, built.scenario.trainer.init(plan.seed), built.engine, seed=plan.seed)
+    *_, last = federate(plan.strategy, built.engine, state, schedule=plan.schedule, local=plan.local, evaluate=evaluate)
+    built.engine.close()
     return last
 
 

@@ -175,10 +175,10 @@ def test_bytes_are_few_and_counted():
         "topk": 0.037, "randomk": 0.026, "qsgd": 0.10, "terngrad": 0.055, "half": 0.501, "powersgd": 0.014,
         "eden": 0.034, "signs": 0.0313,
     }  # fmt: skip
-    made = {name: getattr(codecs, name)() for name in most}
-    made |= {"topk": codecs.topk(share=0.025 * 0.79), "randomk": codecs.randomk(share=0.025)}
+    built = {name: getattr(codecs, name)() for name in most}
+    built |= {"topk": codecs.topk(share=0.025 * 0.79), "randomk": codecs.randomk(share=0.025)}
     for name, share in most.items():
-        assert len(round_trip(made[name], vector_D, layout=layout)[1]) <= share * vector_D.nbytes, name
+        assert len(round_trip(built[name], vector_D, layout=layout)[1]) <= share * vector_D.nbytes, name
 
 
 def run(strategy, *, rounds=30, learning_rate=0.05):
@@ -194,7 +194,7 @@ def test_what_was_not_sent_is_remembered_and_nothing_is_lost():
     done, engine = run(with_compression(strategies.fedavg(), codecs.topk(share=0.25)), rounds=40)
     bare, _ = run(strategies.fedavg(), rounds=40)
     forgetful, _ = run(with_compression(strategies.fedavg(), codecs.topk(share=0.25, error_feedback=False)), rounds=40)
-    far = [np.linalg.norm(one[-1].state.params_D - bare[-1].state.params_D) for one in (done, forgetful)]
+    far = [np.linalg.norm(item[-1].state.params_D - bare[-1].state.params_D) for item in (done, forgetful)]
     assert far[0] < 0.15
     assert far[0] < far[1]
     assert all(set(memory) == {"0.error"} for memory in engine.client_states.values())
@@ -202,7 +202,7 @@ def test_what_was_not_sent_is_remembered_and_nothing_is_lost():
 
 def test_a_round_counts_the_bytes_that_were_written():
     done, _ = run(strategies.signsgd(), rounds=2)
-    assert [one.bytes_up for one in done] == [6, 6]  # six clients, four parameters
+    assert [item.bytes_up for item in done] == [6, 6]  # six clients, four parameters
     done, _ = run(with_compression(strategies.fedavg(), codecs.half()), rounds=1)
     assert done[0].bytes_up == 6 * 8
 

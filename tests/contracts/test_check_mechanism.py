@@ -44,7 +44,7 @@ def test_every_mechanism_of_ours_passes(make):
     check_mechanism(make())
 
 
-ONE = Event(1.0)
+SINGLE = Event(1.0)
 QUICK = {"num_clients": 12, "rounds": 2, "num_draws": 64}
 
 
@@ -66,7 +66,7 @@ def l1(update, bound):
 
 
 def mine(
-    *, applied=1.0, booked=ONE, draw=normals, clipped=l2, where=slice(None), select=None, aggregate=None,
+    *, applied=1.0, booked=SINGLE, draw=normals, clipped=l2, where=slice(None), select=None, aggregate=None,
     charges=lambda number: True, rng_of=None, **texts,
 ):  # fmt: skip
     """Build a user's mechanism: clip to 1, add noise of a scale to the mean, charge one event per round."""

@@ -147,7 +147,7 @@ FAULTS = [
     (broken(aggregate=stacked(first_wins)), "order of clients"),
     (broken(aggregate=stacked(far_mean)), "zero updates"),
     (broken(aggregate=stacked(scalar_mean)), "shape"),
-    (broken(aggregate=mean()._replace(merge=lambda one, other: one)), "merged"),
+    (broken(aggregate=mean()._replace(merge=lambda item, other: item)), "merged"),
     (broken(aggregate=counting_rule()), "state in a closure"),
     (broken(aggregate=alternating_rule()), "named arrays of numbers"),
     (broken(aggregate=random_rule()), "no other random numbers"),
@@ -228,7 +228,7 @@ class IgnoresRoundOfWork(LinearTrainer):
     """Ignores the rounds that the work of a block names."""
 
     def fit(self, order, rule, work):
-        return super().fit(order, rule, [one._replace(round=None) for one in work])
+        return super().fit(order, rule, [item._replace(round=None) for item in work])
 
 
 @pytest.mark.parametrize(

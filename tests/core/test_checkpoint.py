@@ -108,9 +108,9 @@ def test_requests_that_are_under_way_come_back_with_the_clock(tmp_path):
     with safe_open(path, framework="numpy") as file:
         assert {"in_flight/client", "in_flight/round", "in_flight/clock"} <= set(file.keys())
     state, _ = checkpoint.load(path, LAYOUT)
-    (one,) = state.in_flight
-    assert (state.clock, one.client, one.request.round, one.request.clock) == (2.5, 9, 2, 1.5)
-    assert np.array_equal(one.request.params_D, request.params_D)
+    (item,) = state.in_flight
+    assert (state.clock, item.client, item.request.round, item.request.clock) == (2.5, 9, 2, 1.5)
+    assert np.array_equal(item.request.params_D, request.params_D)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):

@@ -27,21 +27,21 @@ HELP = "  try       python -m simulations.some --help"
 
 @pytest.fixture
 def parser():
-    made = command_parser("simulations.some", "Do something.")
-    made.add_argument("folder", metavar="RUN")
-    made.add_argument("--target", type=float)
-    made.add_argument("--kind", choices=("torch", "jax"))
-    made.add_argument("--count", type=int)
-    return made
+    built = command_parser("simulations.some", "Do something.")
+    built.add_argument("folder", metavar="RUN")
+    built.add_argument("--target", type=float)
+    built.add_argument("--kind", choices=("torch", "jax"))
+    built.add_argument("--count", type=int)
+    return built
 
 
 @pytest.fixture
 def nested():
-    made = command_parser("simulations.some", "Do something.")
-    own = made.add_subparsers(dest="command", required=True).add_parser("fetch")
-    own.add_argument("name", metavar="NAME")
-    own.add_argument("--base-url")
-    return made
+    built = command_parser("simulations.some", "Do something.")
+    current = built.add_subparsers(dest="command", required=True).add_parser("fetch")
+    current.add_argument("name", metavar="NAME")
+    current.add_argument("--base-url")
+    return built
 
 
 @pytest.mark.parametrize(
@@ -84,28 +84,28 @@ def test_subcommands_are_parsed_with_the_same_errors(nested, typed, lines, capsy
 
 
 def test_settings_are_found_before_and_behind_options():
-    made = command_parser("simulations.some", "Do something.")
-    made.add_argument("--plot")
-    made.add_argument("settings", nargs="*")
-    parsed = made.parse_args(["a=1", "--plot", "x", "b=2"])
+    built = command_parser("simulations.some", "Do something.")
+    built.add_argument("--plot")
+    built.add_argument("settings", nargs="*")
+    parsed = built.parse_args(["a=1", "--plot", "x", "b=2"])
     assert (parsed.settings, parsed.plot) == (["a=1", "b=2"], "x")
     with pytest.raises(UsageError, match="did you mean a=1"):
-        made.parse_args(["--a=1"])
+        built.parse_args(["--a=1"])
 
 
 def test_words_of_another_parser_are_passed_on_and_its_options_are_in_the_hint():
     other = command_parser("simulations.other", "Do more.")
     other.add_argument("--config-dir")
     other.add_argument("overrides", nargs="*")
-    made = command_parser("simulations.some", "Do something.", passes_on=other)
-    made.add_argument("--keep")
-    parsed, rest = made.parse_known_args(["--config-dir", "x", "--keep", "y", "a=1"])
+    built = command_parser("simulations.some", "Do something.", passes_on=other)
+    built.add_argument("--keep")
+    parsed, rest = built.parse_known_args(["--config-dir", "x", "--keep", "y", "a=1"])
     assert (parsed.keep, rest) == ("y", ["--config-dir", "x", "a=1"])
     for typed, meant in (("--kep", "--keep"), ("--config-dri", "--config-dir"), ("--a=1", "a=1")):
         with pytest.raises(UsageError, match=rf"did you mean {meant}\?"):
-            made.parse_known_args([typed])
+            built.parse_known_args([typed])
     with pytest.raises(UsageError, match="--config-dir has no value"):
-        made.parse_known_args(["--config-dir"])
+        built.parse_known_args(["--config-dir"])
 
 
 def test_the_version_is_shown(parser, capsys):
@@ -169,8 +169,8 @@ def test_the_fix_of_each_setting_is_accepted():
 
 
 def test_settings_of_a_command_are_separated_from_the_others_by_their_group():
-    own, rest = take_settings(["audit.rate=1", "strategy.mu=2", "rounds=5", "-m", "x"], EXAMPLES)
-    assert (own, rest) == ({"audit.rate": 1.0, "rounds": 5}, ["strategy.mu=2", "-m", "x"])
+    current, rest = take_settings(["audit.rate=1", "strategy.mu=2", "rounds=5", "-m", "x"], EXAMPLES)
+    assert (current, rest) == ({"audit.rate": 1.0, "rounds": 5}, ["strategy.mu=2", "-m", "x"])
     with pytest.raises(UsageError, match=r"did you mean audit\.rate=1\?"):
         take_settings(["audit.rat=1"], EXAMPLES)
 

@@ -199,9 +199,9 @@ def test_sums_over_clients_give_the_evaluation_of_all_their_outputs_but_the_pool
 
 def test_a_tally_holds_no_output_and_no_target():
     part = binary_client(0, 1)
-    told = evaluate_client(part, task="binary")
-    assert {name: np.shape(value) for name, value in told.sums.items()} == {"loss": (), "confusion": (2, 2)}
-    assert told.sums["confusion"].sum() == told.num_examples == 40
+    shown = evaluate_client(part, task="binary")
+    assert {name: np.shape(value) for name, value in shown.sums.items()} == {"loss": (), "confusion": (2, 2)}
+    assert shown.sums["confusion"].sum() == shown.num_examples == 40
 
 
 def sequences(client, targets_NT, seed):
@@ -253,9 +253,9 @@ def test_a_client_without_a_list_has_no_place_in_a_ranking():
 
 def test_sums_of_rankings_give_what_the_outputs_give():
     parts = [ranked(0, 1), ranked(1, 7), ranked(2, 40)]
-    told = combine_evaluations([evaluate_client(part, task="ranking") for part in parts], task="ranking")
+    shown = combine_evaluations([evaluate_client(part, task="ranking") for part in parts], task="ranking")
     expected = evaluate(parts, task="ranking").pooled
-    assert told.pooled == pytest.approx(expected, abs=1e-9)
+    assert shown.pooled == pytest.approx(expected, abs=1e-9)
 
 
 def client_of(number, seed, task):

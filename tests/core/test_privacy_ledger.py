@@ -92,9 +92,9 @@ def test_charging_does_not_change_what_was():
 
 
 def test_a_federation_claims_the_largest_client_and_never_the_sum():
-    one, two = event_history({Event(2.0): 1}), event_history({Event(2.0): 2})
+    item, two = event_history({Event(2.0): 1}), event_history({Event(2.0): 2})
     ledger = Ledger().charge_clients({k: (Event(2.0), 1) for k in range(50)}).charge_clients({3: (Event(2.0), 1)})
-    assert set(ledger.histories) == {one, two}
+    assert set(ledger.histories) == {item, two}
     assert max_epsilon_bounds(ledger.histories, delta=1e-5) == epsilon_bounds(two, delta=1e-5)
 
 
@@ -200,7 +200,7 @@ def test_a_local_budget_is_each_clients_own():
 def test_a_round_that_released_nothing_costs_nothing():
     class Failing(LinearTrainer):
         def fit(self, order, rule, work):
-            if any(one.client < 4 for one in work):
+            if any(item.client < 4 for item in work):
                 raise RuntimeError("no power")
             return super().fit(order, rule, work)
 
@@ -249,9 +249,11 @@ def test_example_level_epsilon_is_that_of_the_client_that_pays_most():
     done, _ = run(strategy, rounds=2, trainer=PrivateLinear(3), settings=private)
     ledger = done[-1].state.ledger
     sizes = [5 + 4 * client for client in range(6)]
-    own = [event_history({Event(2.0, "poisson", sampling_rate(settings, n)): 2 * settings.num_steps(n)}) for n in sizes]
-    assert [ledger.client_history(client) for client in range(6)] == own
-    assert done[-1].privacy.value == max(epsilon_bounds(history, delta=1e-5).value for history in own)
+    current = [
+        event_history({Event(2.0, "poisson", sampling_rate(settings, n)): 2 * settings.num_steps(n)}) for n in sizes
+    ]
+    assert [ledger.client_history(client) for client in range(6)] == current
+    assert done[-1].privacy.value == max(epsilon_bounds(history, delta=1e-5).value for history in current)
     assert done[-1].metrics == {}
     assert done[-1].num_examples == sum(sizes)
 

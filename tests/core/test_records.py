@@ -61,17 +61,17 @@ def evaluation(values):
 
 
 def test_clients_where_a_metric_is_undefined_are_left_out_of_the_summary():
-    one = evaluation([0.5, np.nan, 1.0])
-    assert one.mean("m") == 0.75
-    assert one.std("m") == 0.25
+    item = evaluation([0.5, np.nan, 1.0])
+    assert item.mean("m") == 0.75
+    assert item.std("m") == 0.25
     assert np.isnan(evaluation([np.nan]).mean("m"))
     assert np.isnan(evaluation([np.nan]).worst("m", higher_is_better=True))
 
 
 def test_the_worst_tenth_is_the_low_end_of_a_score_and_the_high_end_of_an_error():
-    one = evaluation(np.arange(20) / 20)
-    assert one.worst("m", higher_is_better=True) == pytest.approx(0.025)
-    assert one.worst("m", higher_is_better=False) == pytest.approx(0.925)
+    item = evaluation(np.arange(20) / 20)
+    assert item.worst("m", higher_is_better=True) == pytest.approx(0.025)
+    assert item.worst("m", higher_is_better=False) == pytest.approx(0.925)
     assert evaluation([0.3, 0.9]).worst("m", higher_is_better=True) == 0.3
 
 

@@ -63,9 +63,9 @@ def test_loss_and_c_index_follow_their_definitions_in_blocks_of_any_size(seed, s
 
 def test_nodes_send_no_sums_and_give_the_same_loss():
     parts = [patients(client, 7) for client in range(3)]
-    told = [evaluate_client(part, task="survival") for part in parts]
-    found, expected = combine_evaluations(told, task="survival"), evaluate(parts, task="survival")
-    assert [part.sums for part in told] == [{}] * 3
+    shown = [evaluate_client(part, task="survival") for part in parts]
+    found, expected = combine_evaluations(shown, task="survival"), evaluate(parts, task="survival")
+    assert [part.sums for part in shown] == [{}] * 3
     assert found.pooled["loss"] == pytest.approx(expected.pooled["loss"], rel=1e-12)
     assert math.isnan(found.pooled["c_index"])
     np.testing.assert_array_equal(found.per_client["c_index"], expected.per_client["c_index"])

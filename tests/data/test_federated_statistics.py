@@ -81,8 +81,8 @@ def vector(statistics):
 @pytest.mark.parametrize("sex", ["f", "m", "unheard of", None])
 def test_one_record_changes_what_is_released_by_no_more_than_the_sensitivity(age, sex):
     how = noise()
-    one = Table({"age": np.array([*AGE, age]), "sex": np.array([*SEX, sex], object)}, (("a.csv", 2, 301),))
-    with_it, without_it = (vector(add_sums([column_sums(of, noise=how)])) for of in (one, table()))
+    item = Table({"age": np.array([*AGE, age]), "sex": np.array([*SEX, sex], object)}, (("a.csv", 2, 301),))
+    with_it, without_it = (vector(add_sums([column_sums(of, noise=how)])) for of in (item, table()))
     assert np.linalg.norm(with_it - without_it) <= how.sensitivity + 1e-9
 
 

@@ -19,8 +19,8 @@ def saved(folder, features, splits):
 
     folder.mkdir()
     for name, columns in splits.items():
-        made = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
-        made.to_parquet(str(folder / f"{name}.parquet"))
+        built = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        built.to_parquet(str(folder / f"{name}.parquet"))
     return f"hf://{folder}"
 
 
@@ -99,8 +99,8 @@ def test_images_of_a_data_set_become_pixels():
 
     columns = {"image": [image.new("L", (4, 3), colour) for colour in (1, 2)], "label": [1, 0]}
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int32")})
-    made = datasets.Dataset.from_dict(columns, features=features)
-    data = from_datasets(made, target="label", assignment=np.array([0, 1]), task="binary", test_share=0)
+    built = datasets.Dataset.from_dict(columns, features=features)
+    data = from_datasets(built, target="label", assignment=np.array([0, 1]), task="binary", test_share=0)
     assert data.train(1).x.shape == (1, 3, 4, 1)
     assert data.train(1).x.max() == 2
 

@@ -75,18 +75,18 @@ def test_text_that_resembles_a_number_is_none(cell):
 
 
 def test_tables_are_joined_by_name_and_rows_keep_their_places(tmp_path):
-    one = read_table(write(tmp_path / "one.csv", "age,sex\n1,f\n2,m\n"))
+    item = read_table(write(tmp_path / "one.csv", "age,sex\n1,f\n2,m\n"))
     two = read_table(write(tmp_path / "two.csv", "sex,age\nf,3\n"))
-    table = concat_tables([one, two])
+    table = concat_tables([item, two])
     assert to_numbers(table.columns["age"])[0].tolist() == [1, 2, 3]
     assert [table.row_location(row) for row in range(3)] == ["one.csv, row 2", "one.csv, row 3", "two.csv, row 2"]
 
 
 @pytest.mark.parametrize("text", ["age\n1\n", "age,sex,more\n1,f,2\n"])
 def test_a_column_that_not_all_files_have_is_named(tmp_path, text):
-    one = read_table(write(tmp_path / "one.csv", "age,sex\n1,f\n"))
+    item = read_table(write(tmp_path / "one.csv", "age,sex\n1,f\n"))
     with pytest.raises(DataError, match=r"(two\.csv has no column sex|one\.csv has no column more)"):
-        concat_tables([one, read_table(write(tmp_path / "two.csv", text))])
+        concat_tables([item, read_table(write(tmp_path / "two.csv", text))])
 
 
 def parquet(path, columns):

@@ -129,11 +129,11 @@ class Federation:
         follower = Follower(self.address, self.keys / "operator", 90.0, on_idle=meanwhile)
         given = {word.partition("=")[0] for word in words}
         waits = [word for word in WAITS if word.partition("=")[0] not in given]
-        made = compose_request([*self.words, *waits, *words, f"hydra.run.dir={name}"])
-        told = io.StringIO()
-        with redirect_stdout(told), redirect_stderr(told):
-            code = follower.run({**made, "rerun_command": "again"})
-        return self.found(name, code, told.getvalue())
+        built = compose_request([*self.words, *waits, *words, f"hydra.run.dir={name}"])
+        shown = io.StringIO()
+        with redirect_stdout(shown), redirect_stderr(shown):
+            code = follower.run({**built, "rerun_command": "again"})
+        return self.found(name, code, shown.getvalue())
 
 
 @pytest.fixture(scope="session")

@@ -35,9 +35,9 @@ def test_an_expired_certificate_is_refused_before_anything_starts(keys_folder, m
     certificate = keys_folder / "keys/coordinator/server.crt"
     monkeypatch.setattr("fedlearn.deploy.coordinator.time.time", lambda: expiry(certificate).timestamp() + 1)
     assert start(keys_folder, "--port", "0") == 2
-    told = capsys.readouterr().err
-    assert "the server certificate expired on" in told
-    assert "python -m fedlearn.deploy.keys renew" in told
+    shown = capsys.readouterr().err
+    assert "the server certificate expired on" in shown
+    assert "python -m fedlearn.deploy.keys renew" in shown
 
 
 def test_missing_keys_are_refused_by_name(tmp_path, capsys):

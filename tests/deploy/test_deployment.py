@@ -235,9 +235,9 @@ def node_of(federation, folder, keys_folder):
 
 def test_a_node_with_a_key_of_its_own_making_is_not_let_in(federation, tmp_path):
     create(tmp_path / "others", ["localhost"], ["intruder"])
-    own = tmp_path / "others/nodes/intruder"
-    shutil.copyfile(federation.keys / "ca.crt", own / "ca.crt")
-    done = subprocess.run(node_of(federation, tmp_path / "n", own), capture_output=True, text=True, timeout=90)
+    current = tmp_path / "others/nodes/intruder"
+    shutil.copyfile(federation.keys / "ca.crt", current / "ca.crt")
+    done = subprocess.run(node_of(federation, tmp_path / "n", current), capture_output=True, text=True, timeout=90)
     assert done.returncode == 2, done.stderr
     assert "does not admit the key of this node" in done.stderr
 
@@ -255,8 +255,8 @@ def test_a_node_that_is_added_joins_and_one_that_is_revoked_is_out_at_once(feder
     command = node_of(federation, tmp_path / "n", federation.keys / "nodes/late")
     node = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        told = iter(node.stdout.readline, "")
-        assert any(line == "ready\n" for line in told), node.stderr.read()
+        shown = iter(node.stdout.readline, "")
+        assert any(line == "ready\n" for line in shown), node.stderr.read()
         revoke(federation.keys, ["late"])
         _, reason = node.communicate(timeout=90)
         assert node.returncode == 2

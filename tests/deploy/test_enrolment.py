@@ -140,11 +140,11 @@ def test_a_tampered_request_is_refused_with_any_fingerprint(folder, site, name):
 
 
 def test_a_request_of_another_party_with_valid_proofs_has_another_fingerprint(folder, site):
-    told = fingerprint(path_of(site))  # by telephone
+    printed = fingerprint(path_of(site))  # by telephone
     fields = {"node_key": public_line(STRANGER[0]), "masking_key": STRANGER[1].public_key().public_bytes_raw().hex()}
     sign(path_of(site), *STRANGER, **fields)
     with pytest.raises(FedlearnError, match="another fingerprint"):
-        enrolment.approve(folder, path_of(site), fingerprint=told)
+        enrolment.approve(folder, path_of(site), fingerprint=printed)
     assert approve(folder, path_of(site))  # the proofs alone are valid
 
 
@@ -278,10 +278,10 @@ ANSWERS = {
 def test_a_tampered_answer_is_refused(folder, site, tmp_path, name):
     keys.create(tmp_path / "other", ["localhost"], ["x"])
     answer = approve(folder, path_of(site))
-    told = enrolment.fingerprint_of(json.loads(answer.read_text())["content"])
+    printed = enrolment.fingerprint_of(json.loads(answer.read_text())["content"])
     edit(answer, lambda document: ANSWERS[name](document, tmp_path / "other"))
     with pytest.raises(FedlearnError):
-        enrolment.accept(site, answer, fingerprint=told)
+        enrolment.accept(site, answer, fingerprint=printed)
     assert not (site / "ca.crt").exists()
 
 
@@ -290,9 +290,9 @@ def test_an_answer_that_does_not_fit_the_keys_is_refused_with_its_own_fingerprin
     keys.create(tmp_path / "other", ["localhost"], ["x"])
     answer = approve(folder, path_of(site))
     edit(answer, lambda document: ANSWERS[name](document, tmp_path / "other"))
-    own = enrolment.fingerprint_of(json.loads(answer.read_text())["content"])
+    current = enrolment.fingerprint_of(json.loads(answer.read_text())["content"])
     with pytest.raises(FedlearnError):
-        enrolment.accept(site, answer, fingerprint=own)
+        enrolment.accept(site, answer, fingerprint=current)
     assert not (site / "ca.crt").exists()
 
 
@@ -300,15 +300,15 @@ def test_the_commands_show_fingerprints_and_ask_for_them(folder, tmp_path, capsy
     site = tmp_path / "site"
     assert keys.main(["request", str(site), "north=0"]) == 0
     shown = capsys.readouterr().out
-    told = shown.partition("fingerprint ")[2].partition("\n")[0].strip()
+    printed = shown.partition("fingerprint ")[2].partition("\n")[0].strip()
     file = site / "north.request.json"
     assert keys.main(["approve", str(folder), str(file)]) == 2
     captured = capsys.readouterr()
     assert "--fingerprint" in captured.err
-    assert told in captured.out
+    assert printed in captured.out
     assert keys.main(["approve", str(folder), str(file), "--fingerprint", "abcd"]) == 2
     assert not (folder / "coordinator/allowed/north.pub").exists()
-    assert keys.main(["approve", str(folder), str(file), "--fingerprint", told]) == 0
+    assert keys.main(["approve", str(folder), str(file), "--fingerprint", printed]) == 0
     answer = capsys.readouterr().out.partition("fingerprint ")[2].partition("\n")[0].strip()
     assert keys.main(["accept", str(site), str(site / "north.approval.json"), "--fingerprint", answer]) == 0
     assert (site / "ca.crt").exists()

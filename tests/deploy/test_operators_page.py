@@ -57,9 +57,9 @@ def test_each_command_is_one_that_its_program_takes(words, tmp_path):
     elif program in READERS:
         import_module(f"fedlearn.deploy.{program}").build_parser().parse_args(rest)
     elif program == "node":
-        made = node.node_from_args(node.build_parser().parse_args(rest))
-        if made.trainer_args is not None:
-            parser_of(trainer).parse_args(["--socket", str(tmp_path / "s"), *made.trainer_args])
+        built = node.node_from_args(node.build_parser().parse_args(rest))
+        if built.trainer_args is not None:
+            parser_of(trainer).parse_args(["--socket", str(tmp_path / "s"), *built.trainer_args])
     elif program == "submit":
         args, settings = submit.build_parser().parse_known_args(rest)
         if args.resume is None and args.follow is None:
@@ -76,8 +76,8 @@ def test_links_lead_somewhere_and_lines_are_not_too_wide():
 
 
 def test_the_messengers_unit_may_not_see_what_the_trainers_may():
-    messenger, own = ((FOLDER / f"units/fedlearn-{name}.service").read_text() for name in ("messenger", "trainer"))
-    data = re.search(r"--data (\S+)", own)[1]
+    messenger, current = ((FOLDER / f"units/fedlearn-{name}.service").read_text() for name in ("messenger", "trainer"))
+    data = re.search(r"--data (\S+)", current)[1]
     assert f"InaccessiblePaths={data}" in messenger
-    assert "PrivateNetwork=yes" in own
-    assert re.search(r"^User=(.*)$", messenger, re.M)[1] != re.search(r"^User=(.*)$", own, re.M)[1]
+    assert "PrivateNetwork=yes" in current
+    assert re.search(r"^User=(.*)$", messenger, re.M)[1] != re.search(r"^User=(.*)$", current, re.M)[1]

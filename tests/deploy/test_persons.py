@@ -141,7 +141,9 @@ def test_a_revocation_is_not_lost_when_another_person_is_added_at_the_same_time(
 
 def test_each_role_includes_the_roles_below_it():
     order = [Role.VIEWER, Role.SUBMITTER, Role.ADMIN, Role.COORDINATOR]
-    assert [[one.includes(other) for other in order] for one in order] == [[i >= j for j in range(4)] for i in range(4)]
+    assert [[item.includes(other) for other in order] for item in order] == [
+        [i >= j for j in range(4)] for i in range(4)
+    ]
 
 
 def test_the_commands_add_revoke_and_list_persons(tmp_path, capsys):

@@ -14,12 +14,12 @@ from fedlearn.deploy.submit import compose_request, main
 def submit(tmp_path, capsys):
     keys.create(tmp_path / "keys", ["localhost"], [])
 
-    def told(*words):
+    def shown(*words):
         code = main(["--keys", str(tmp_path / "keys/operator"), "--coordinator", "localhost:1", *words])
         captured = capsys.readouterr()
         return code, captured.out + captured.err
 
-    return told
+    return shown
 
 
 @pytest.mark.parametrize(
@@ -34,15 +34,15 @@ def submit(tmp_path, capsys):
     ],
 )
 def test_words_are_refused_as_in_a_simulation(submit, words, reason):
-    code, told = submit(*words)
+    code, shown = submit(*words)
     assert code == 2
-    assert reason in told
+    assert reason in shown
 
 
 def test_a_coordinator_that_is_not_there_is_named(submit):
-    code, told = submit("scenario=diabetes")
+    code, shown = submit("scenario=diabetes")
     assert code == 2
-    assert "no connection to localhost:1: no program listens there" in told
+    assert "no connection to localhost:1: no program listens there" in shown
 
 
 def test_missing_keys_are_named(tmp_path, capsys):
@@ -51,10 +51,10 @@ def test_missing_keys_are_named(tmp_path, capsys):
 
 
 def test_help_has_our_options_and_the_simulators_words(submit):
-    code, told = submit("--help")
+    code, shown = submit("--help")
     assert code == 0
-    assert "--resume FOLDER" in told
-    assert "strategy: " in told
+    assert "--resume FOLDER" in shown
+    assert "strategy: " in shown
 
 
 def test_the_folder_is_the_coordinators_unless_it_was_named():

@@ -211,7 +211,7 @@ def test_a_resume_accepts_the_settings_that_a_run_has_written(settings, monkeypa
     check_submitted_settings(cfg)
 
 
-OWN = """
+USER_CODE = """
 from fedlearn.callbacks import Callback
 
 
@@ -223,7 +223,7 @@ class Tracker(Callback):
 
 @pytest.fixture
 def own_code(tmp_path, monkeypatch):
-    (tmp_path / "my_code.py").write_text(OWN)
+    (tmp_path / "my_code.py").write_text(USER_CODE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv(BUILDERS_ENV, json.dumps({"callbacks": {"mine": "my_code.Tracker"}}))
     yield

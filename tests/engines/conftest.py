@@ -196,7 +196,7 @@ def federation(problem, identity, tmp_path):
     from fedlearn.runner.registry import installed_registry
 
     grids = []
-    own = {
+    current = {
         name: f"{problem}.{name}"
         for name in ("linear", "normed", "classes", "torch_classes", "several_inputs", "spoilt")
     }
@@ -214,8 +214,8 @@ def federation(problem, identity, tmp_path):
         masking=False,
         **settings,
     ):
-        accepts = {"scenarios": {name: {} for name in own}, "strategies": {name: {} for name in names}}
-        accepts |= {"builders": {"scenario": own}, "reveal": Reveal(min_test_examples=1), **(policy or {})}
+        accepts = {"scenarios": {name: {} for name in current}, "strategies": {name: {} for name in names}}
+        accepts |= {"builders": {"scenario": current}, "reveal": Reveal(min_test_examples=1), **(policy or {})}
         secrets = [bytes([7 + number]) * 32 for number in range(len(clients))]
         known = frozenset(map(derive_public_key, secrets))
         sites = {}

@@ -15,10 +15,10 @@ pytest.importorskip("flwr", reason="the extra flower is not installed")
 EACH = ((0,), (1,), (2,), (3,))
 
 
-def federated(made, engine, rounds, state=None):
-    strategy = build(made.settings["strategy"], "strategy", allow=made.allow)
-    made.engine.open()
-    state = state or start(strategy, made.engine.initial_parameters(1), engine, seed=1)
+def federated(built, engine, rounds, state=None):
+    strategy = build(built.settings["strategy"], "strategy", allow=built.allow)
+    built.engine.open()
+    state = state or start(strategy, built.engine.initial_parameters(1), engine, seed=1)
     return federate(strategy, engine, state, schedule=Schedule(rounds=rounds), local=LOCAL_SETTINGS)
 
 
@@ -28,9 +28,9 @@ def words(**settings):
 
 def test_a_buffer_of_everyone_without_staleness_is_fedavg_over_real_sites_bit_for_bit(federation):
     settings = words(buffer_size=4, concurrency=4, exponent=0.0, weighting="examples")
-    made = federation(strategy="fedbuff", clients=EACH, words=settings)
+    built = federation(strategy="fedbuff", clients=EACH, words=settings)
     averaged = federation(strategy="fedavg", clients=EACH)
-    *_, ours = federated(made, made.engine, 3)
+    *_, ours = federated(built, built.engine, 3)
     *_, theirs = federated(averaged, averaged.engine, 3)
     assert np.array_equal(ours.state.params_D, theirs.state.params_D)
     assert ours.clock > 0
@@ -38,79 +38,79 @@ def test_a_buffer_of_everyone_without_staleness_is_fedavg_over_real_sites_bit_fo
 
 @pytest.mark.parametrize("strategy", ["fedasync", "fedbuff"])
 def test_with_a_model_of_speed_the_deployed_run_is_the_simulated_one_bit_for_bit(federation, strategy):
-    made = federation(strategy=strategy, clients=EACH, words=words(concurrency=3))
-    made.engine.open()
+    built = federation(strategy=strategy, clients=EACH, words=words(concurrency=3))
+    built.engine.open()
     system, sizes = lognormal(dropout=0.1), {client: 5 + 4 * client for client in range(4)}
-    *_, there = federated(made, VirtualClockEngine(made.engine, system, sizes.get), 6)
-    scenario = build(made.settings["scenario"], "scenario", allow=made.allow)
+    *_, there = federated(built, VirtualClockEngine(built.engine, system, sizes.get), 6)
+    scenario = build(built.settings["scenario"], "scenario", allow=built.allow)
     here_engine = VirtualClockEngine(serial(scenario.data, scenario.trainer), system, sizes.get)
-    *_, here = federated(made, here_engine, 6)
+    *_, here = federated(built, here_engine, 6)
     assert np.array_equal(there.state.params_D, here.state.params_D)
     assert there.clock == here.clock
     assert there.failures == here.failures
 
 
 def test_a_slow_site_delays_nobody_and_its_update_counts_as_stale(federation):
-    made = federation(strategy="fedbuff", clients=EACH, words=words(buffer_size=2, concurrency=4))
-    rounds = federated(made, made.engine, 40)
-    gate = made.grid.shut(101)
+    built = federation(strategy="fedbuff", clients=EACH, words=words(buffer_size=2, concurrency=4))
+    rounds = federated(built, built.engine, 40)
+    gate = built.grid.shut(101)
     for done in rounds:
         if 0 in done.cohort:
             break
         if done.number == 3:
             gate.set()
-            made.grid.until_arrived()
+            built.grid.until_arrived()
     assert gate.is_set(), "the slow node's update arrived before its gate was open"
     assert 0 in done.cohort
     assert 3 < done.number < 40
 
 
 def test_a_site_that_does_not_answer_in_time_is_a_failure_and_the_run_goes_on(federation):
-    made = federation(strategy="fedbuff", clients=EACH, deadline=3.0, words=words(buffer_size=3, concurrency=4))
-    made.engine.open()
-    made.grid.nodes[102] = None
-    rounds = list(federated(made, made.engine, 2))
+    built = federation(strategy="fedbuff", clients=EACH, deadline=3.0, words=words(buffer_size=3, concurrency=4))
+    built.engine.open()
+    built.grid.nodes[102] = None
+    rounds = list(federated(built, built.engine, 2))
     failures = [failure for done in rounds for failure in done.failures]
-    assert all((one.client, one.stage, one.reason) == (1, "node", "no response within 3 s") for one in failures)
+    assert all((item.client, item.stage, item.reason) == (1, "node", "no response within 3 s") for item in failures)
     assert all(done.num_updates == 3 for done in rounds)
 
 
 def test_a_site_that_has_gone_is_told_by_name(federation):
-    made = federation(strategy="fedbuff", clients=EACH, words=words(buffer_size=3, concurrency=4))
-    made.engine.open()
-    del made.grid.nodes[104]
-    (done,) = federated(made, made.engine, 1)
-    assert [(one.client, one.reason) for one in done.failures] == [(3, "site node104 is not connected")]
+    built = federation(strategy="fedbuff", clients=EACH, words=words(buffer_size=3, concurrency=4))
+    built.engine.open()
+    del built.grid.nodes[104]
+    (done,) = federated(built, built.engine, 1)
+    assert [(item.client, item.reason) for item in done.failures] == [(3, "site node104 is not connected")]
 
 
 def test_clients_of_one_site_train_one_after_another_and_all_take_part(federation):
     settings = words(buffer_size=4, concurrency=4)
-    made = federation(strategy="fedbuff", clients=((0, 1, 2, 3),), words=settings)
-    (done,) = federated(made, made.engine, 1)
+    built = federation(strategy="fedbuff", clients=((0, 1, 2, 3),), words=settings)
+    (done,) = federated(built, built.engine, 1)
     assert done.cohort == (0, 1, 2, 3)
     assert not done.failures
 
 
 def test_orders_under_way_are_sent_again_after_a_restart(federation, tmp_path):
     settings = words(buffer_size=2, concurrency=4)
-    made = federation(strategy="fedbuff", clients=EACH, words=settings)
-    rounds = federated(made, made.engine, 2)
-    made.grid.shut(101)
+    built = federation(strategy="fedbuff", clients=EACH, words=settings)
+    rounds = federated(built, built.engine, 2)
+    built.grid.shut(101)
     half = list(rounds)[-1].state
-    assert 0 in [one.client for one in half.in_flight]
-    path = checkpoint.save(tmp_path / "saved", half, made.engine.client_states, layout=made.engine.layout)
+    assert 0 in [item.client for item in half.in_flight]
+    path = checkpoint.save(tmp_path / "saved", half, built.engine.client_states, layout=built.engine.layout)
     again = federation(strategy="fedbuff", clients=EACH, words=settings)
     again.engine.open()
     state, again.engine.client_states = checkpoint.load(path, again.engine.layout)
     done = next(federated(again, again.engine, 3, state=state))
     assert done.number == 3
     assert done.clock > half.clock
-    stale = {one.client: one.request.round for one in half.in_flight}
-    left = {one.client: one.request.round for one in done.state.in_flight}
+    stale = {item.client: item.request.round for item in half.in_flight}
+    left = {item.client: item.request.round for item in done.state.in_flight}
     assert all(client in done.cohort or left[client] == number for client, number in stale.items())
 
 
 def test_enough_is_refused_where_there_are_no_rounds(federation):
-    made = federation(strategy="fedbuff", clients=EACH, min_completed=2, words=words(buffer_size=2))
+    built = federation(strategy="fedbuff", clients=EACH, min_completed=2, words=words(buffer_size=2))
     with pytest.raises(SettingError, match=r"engine.min_completed is 2"):
-        next(federated(made, made.engine, 1))
+        next(federated(built, built.engine, 1))

@@ -31,10 +31,10 @@ needs("dp_accounting", reason="the extra privacy is not installed")
 EQUAL = {"strategy": {"weighting": "equal"}}
 
 
-def record_responses(made):
+def record_responses(built):
     """Record the training responses of each node, as they leave it."""
     kept = []
-    for node, site in made.sites.items():
+    for node, site in built.sites.items():
 
         def answer(payload, site=site):
             reply = site.respond_to_bytes(payload)
@@ -42,31 +42,31 @@ def record_responses(made):
             kept.extend([parcel] if parcel.metadata["kind"] == "fit" else [])
             return reply
 
-        made.grid.nodes[node] = answer
+        built.grid.nodes[node] = answer
     return kept
 
 
-def run(made, kind, rounds=3, **settings):
+def run(built, kind, rounds=3, **settings):
     words = {"name": kind, **settings}
-    scenario = remote_scenario(made.engine)
-    strategy = build(made.settings["strategy"], "strategy", allow=made.allow)
-    population = Population(clients=made.engine.clients, rounds=rounds)
+    scenario = remote_scenario(built.engine)
+    strategy = build(built.settings["strategy"], "strategy", allow=built.allow)
+    population = Population(clients=built.engine.clients, rounds=rounds)
     strategy, local = build(installed_registry().resolve("privacy", words), "privacy").protect(
         strategy, LOCAL_SETTINGS, population
     )
     found = {"noise_multiplier": strategy.privacy_guarantee.noise_multiplier, "epsilon": None}
-    made.engine.set_privacy({**words, **found}, rounds=rounds)
-    state = start(strategy, scenario.trainer.init(1), made.engine, seed=1)
-    return list(federate(strategy, made.engine, state, schedule=Schedule(rounds=rounds), local=local))
+    built.engine.set_privacy({**words, **found}, rounds=rounds)
+    state = start(strategy, scenario.trainer.init(1), built.engine, seed=1)
+    return list(federate(strategy, built.engine, state, schedule=Schedule(rounds=rounds), local=local))
 
 
 @pytest.mark.parametrize("clip", ["fixed", "adaptive"])
 def test_updates_are_clipped_before_they_leave_and_counts_and_metrics_stay(federation, clip):
-    made = federation(words=EQUAL)
-    left = record_responses(made)
-    rounds = run(made, "central", clip_norm=0.05, noise_multiplier=0.1, clip=clip)
+    built = federation(words=EQUAL)
+    left = record_responses(built)
+    rounds = run(built, "central", clip_norm=0.05, noise_multiplier=0.1, clip=clip)
     deltas_KD = np.concatenate([parcel.arrays["delta"] for parcel in left])
-    size = made.engine.layout.num_parameters
+    size = built.engine.layout.num_parameters
     assert deltas_KD.shape == (12, size + (clip == "adaptive"))
     bound = 0.05 if clip == "fixed" else 0.05 * 1.3**3
     assert 0.04 < np.linalg.norm(deltas_KD[:, :size], axis=1).max() <= bound * (1 + 1e-5)
@@ -78,16 +78,16 @@ def test_updates_are_clipped_before_they_leave_and_counts_and_metrics_stay(feder
 
 def test_noise_that_is_added_at_nodes_or_coordinator_does_not_follow_from_the_seed(federation):
     for kind in ("central", "local"):
-        one, other = (
+        item, other = (
             run(federation(words=EQUAL, run=name), kind, rounds=1, noise_multiplier=1.0) for name in ("a", "b")
         )
-        assert not np.array_equal(one[-1].state.params_D, other[-1].state.params_D)
+        assert not np.array_equal(item[-1].state.params_D, other[-1].state.params_D)
 
 
 def test_local_noise_is_there_when_an_update_leaves(federation):
-    made = federation(words={**EQUAL, "scenario": {"num_features": 5000}})
-    left = record_responses(made)
-    run(made, "local", rounds=1, clip_norm=0.5, noise_multiplier=4.0)
+    built = federation(words={**EQUAL, "scenario": {"num_features": 5000}})
+    left = record_responses(built)
+    run(built, "local", rounds=1, clip_norm=0.5, noise_multiplier=4.0)
     deltas_KD = np.concatenate([parcel.arrays["delta"] for parcel in left])
     assert deltas_KD.std() == pytest.approx(4.0 * 0.5, rel=0.02)
     assert np.abs(np.corrcoef(deltas_KD)[np.triu_indices(4, 1)]).max() < 0.1
@@ -95,15 +95,15 @@ def test_local_noise_is_there_when_an_update_leaves(federation):
 
 def test_a_node_that_asks_for_noise_refuses_an_order_without(federation):
     strict = {"required_privacy": RequiredPrivacy(minimum="local", min_noise_multiplier=2.0)}
-    made = federation(words=EQUAL, policy=strict)
+    built = federation(words=EQUAL, policy=strict)
     with pytest.raises((FedlearnError, TooManyFailures), match="this node requires privacy=local"):
-        run(made, "central", rounds=1, noise_multiplier=1.0)
+        run(built, "central", rounds=1, noise_multiplier=1.0)
     assert len(run(federation(words=EQUAL, policy=strict), "local", rounds=1, clip_norm=1.0, noise_multiplier=2.0)) == 1
 
 
 def test_an_empty_poisson_cohort_is_a_round_that_releases_noise(federation):
-    made = federation(words={"strategy": {"weighting": "equal", "clients_per_round": 1}})
-    rounds = run(made, "central", rounds=24, noise_multiplier=1.0)
+    built = federation(words={"strategy": {"weighting": "equal", "clients_per_round": 1}})
+    rounds = run(built, "central", rounds=24, noise_multiplier=1.0)
     assert min(len(done.cohort) for done in rounds) == 0
     quiet = next(i for i, done in enumerate(rounds) if not done.cohort)
     before = rounds[quiet - 1].state.params_D if quiet else None
@@ -125,18 +125,18 @@ def test_a_nodes_own_ledger_outlives_runs_and_refuses_what_would_pass_its_limit(
 
 
 def test_a_damaged_ledger_is_no_empty_one(federation, tmp_path):
-    made = federation(words=EQUAL, policy={"required_privacy": RequiredPrivacy(minimum="local", max_epsilon=2.5)})
+    built = federation(words=EQUAL, policy={"required_privacy": RequiredPrivacy(minimum="local", max_epsilon=2.5)})
     for number in (0, 1):
         (tmp_path / f"memory{number}/ledger.json").write_text("{")
     with pytest.raises((FedlearnError, TooManyFailures), match="the node cannot read the state of its clients"):
-        run(made, "local", rounds=1, clip_norm=1.0, noise_multiplier=8.0)
+        run(built, "local", rounds=1, clip_norm=1.0, noise_multiplier=8.0)
 
 
 def test_dp_sgd_at_a_node_follows_the_words_that_are_accounted_for_not_the_orders_numbers(federation, monkeypatch):
-    made = federation(words=EQUAL)
-    remote_scenario(made.engine)
-    site, seen = made.sites[101], []
-    words = {**made.order, "privacy": {"name": "example", "noise_multiplier": 3.0}}
+    built = federation(words=EQUAL)
+    remote_scenario(built.engine)
+    site, seen = built.sites[101], []
+    words = {**built.order, "privacy": {"name": "example", "noise_multiplier": 3.0}}
     words["population"] = {"num_clients": 4, "rounds": 1}
 
     def train(self, strategy, order, client, state_round):
@@ -145,16 +145,16 @@ def test_dp_sgd_at_a_node_follows_the_words_that_are_accounted_for_not_the_order
 
     monkeypatch.setattr(LocalClients, "train", train)
     quiet = replace(LOCAL_SETTINGS, example_dp=ExampleDP(clip=9.0, noise_multiplier=0.0))
-    for asked in (words, made.order):
-        site.respond(training_request(made.engine.layout, asked, quiet))
+    for asked in (words, built.order):
+        site.respond(training_request(built.engine.layout, asked, quiet))
     assert seen == [ExampleDP(clip=1.0, noise_multiplier=3.0), None]
 
 
 def test_dp_sgd_at_nodes_clips_each_example_of_a_model_with_several_inputs(federation):
     pytest.importorskip("torch")
-    made = federation(scenario="several_inputs", words=EQUAL)
-    left = record_responses(made)
-    rounds = run(made, "example", rounds=1, clip=1e-3, noise_multiplier=1e-2)
+    built = federation(scenario="several_inputs", words=EQUAL)
+    left = record_responses(built)
+    rounds = run(built, "example", rounds=1, clip=1e-3, noise_multiplier=1e-2)
     deltas_KD = np.concatenate([parcel.arrays["delta"] for parcel in left])
     most = LOCAL_SETTINGS.learning_rate * 1e-3 * 12  # at most 12 steps; the noise is a hundredth of it
     assert len(deltas_KD) == 4
@@ -166,16 +166,16 @@ def test_dp_sgd_at_nodes_clips_each_example_of_a_model_with_several_inputs(feder
     assert np.linalg.norm(sent[0].arrays["delta"], axis=1).max() > most
 
 
-def order_to(made, node, privacy, strategy, **local):
+def order_to(built, node, privacy, strategy, **local):
     """Return the response of a node to a training request that no honest coordinator sends."""
-    made.engine.open()
-    layout = made.engine.layout
+    built.engine.open()
+    layout = built.engine.layout
     target = {"name": privacy, "noise_multiplier": 2.0}
-    settings = {**made.order, "strategy": strategy, "privacy": target}
+    settings = {**built.order, "strategy": strategy, "privacy": target}
     settings["population"] = {"num_clients": 4, "rounds": 1}
     zeros = {"server": np.zeros(layout.num_parameters, np.float32)} if strategy["name"] == "scaffold" else {}
     request = training_request(layout, settings, replace(LOCAL_SETTINGS, **local), broadcast=zeros)
-    return made.sites[node].respond(request)
+    return built.sites[node].respond(request)
 
 
 HOSTILE = [
@@ -194,8 +194,8 @@ def test_a_node_refuses_a_strategy_whose_upload_the_mechanism_does_not_cover(fed
     privacy, strategy, reason = hostile
     required = RequiredPrivacy(minimum=privacy, max_epsilon=50.0)
     accepted = {name: {} for name in ("fedavg", "scaffold", "fedrep")}
-    made = federation(words=EQUAL, policy={"required_privacy": required, "strategies": accepted})
-    refusal = order_to(made, 101, privacy, strategy).refusal
+    built = federation(words=EQUAL, policy={"required_privacy": required, "strategies": accepted})
+    refusal = order_to(built, 101, privacy, strategy).refusal
     assert refusal.stage == "policy"
     assert reason in refusal.reason
     assert not (tmp_path / "memory0/ledger.json").exists()
@@ -204,8 +204,8 @@ def test_a_node_refuses_a_strategy_whose_upload_the_mechanism_does_not_cover(fed
 
 def test_a_trainer_without_dp_sgd_is_refused_before_anything_is_charged(federation, tmp_path, monkeypatch):
     required = RequiredPrivacy(minimum="example", max_epsilon=50.0)
-    made = federation(words=EQUAL, policy={"required_privacy": required})
+    built = federation(words=EQUAL, policy={"required_privacy": required})
     monkeypatch.setattr(LinearTrainer, "supports_dp_sgd", False)
-    refusal = order_to(made, 101, "example", made.order["strategy"]).refusal
+    refusal = order_to(built, 101, "example", built.order["strategy"]).refusal
     assert refusal.code == RefusalCode.STRATEGY
     assert not (tmp_path / "memory0/ledger.json").exists()

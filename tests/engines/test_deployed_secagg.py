@@ -39,33 +39,33 @@ def masked(federation, strategy="fedavg", **settings):
     return federation(strategy=strategy, words={"strategy": {"weighting": "equal"}}, masking=True, **settings)
 
 
-def protected(made, words, clients, rounds=3):
-    strategy = build(made.settings["strategy"], "strategy", allow=made.allow)
-    population = Population(clients=clients, rounds=rounds, num_parties=len(made.sites))
+def protected(built, words, clients, rounds=3):
+    strategy = build(built.settings["strategy"], "strategy", allow=built.allow)
+    population = Population(clients=clients, rounds=rounds, num_parties=len(built.sites))
     mechanism = build(installed_registry().resolve("privacy", words), "privacy")
     return mechanism.protect(strategy, LOCAL_SETTINGS, population)
 
 
-def run(made, words=SECAGG, rounds=3, **schedule):
-    scenario = remote_scenario(made.engine)
-    strategy, local = protected(made, words, made.engine.clients, rounds)
-    made.engine.set_privacy(words, rounds=rounds)
-    state = start(strategy, scenario.trainer.init(1), made.engine, seed=1)
-    return list(federate(strategy, made.engine, state, schedule=Schedule(rounds=rounds, **schedule), local=local))
+def run(built, words=SECAGG, rounds=3, **schedule):
+    scenario = remote_scenario(built.engine)
+    strategy, local = protected(built, words, built.engine.clients, rounds)
+    built.engine.set_privacy(words, rounds=rounds)
+    state = start(strategy, scenario.trainer.init(1), built.engine, seed=1)
+    return list(federate(strategy, built.engine, state, schedule=Schedule(rounds=rounds, **schedule), local=local))
 
 
-def simulated(made, words=SECAGG, rounds=3):
-    scenario = build(made.settings["scenario"], "scenario", allow=made.allow)
+def simulated(built, words=SECAGG, rounds=3):
+    scenario = build(built.settings["scenario"], "scenario", allow=built.allow)
     engine = serial(scenario.data, scenario.trainer)
-    strategy, local = protected(made, words, engine.clients, rounds)
+    strategy, local = protected(built, words, engine.clients, rounds)
     state = start(strategy, scenario.trainer.init(1), engine, seed=1)
     return list(federate(strategy, engine, state, schedule=Schedule(rounds=rounds), local=local))
 
 
-def record_responses(made, change=lambda node, asked, parcel: parcel):
+def record_responses(built, change=lambda node, asked, parcel: parcel):
     """Record each response as it leaves a node, after ``change``; a change to None drops the response."""
     heard = []
-    for node, site in made.sites.items():
+    for node, site in built.sites.items():
 
         def answer(payload, node=node, site=site):
             asked, parcel = NodeRequest.unpack(payload), unpack(site.respond_to_bytes(payload))
@@ -75,22 +75,22 @@ def record_responses(made, change=lambda node, asked, parcel: parcel):
                 raise RuntimeError("the connection is lost")
             return pack(changed)
 
-        made.grid.nodes[node] = answer
+        built.grid.nodes[node] = answer
     return heard
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedadam"])
 def test_a_masked_deployed_run_gives_the_parameters_of_a_simulated_one_bit_for_bit(federation, strategy):
-    made = masked(federation, strategy)
-    there, here = run(made)[-1], simulated(made)[-1]
+    built = masked(federation, strategy)
+    there, here = run(built)[-1], simulated(built)[-1]
     assert np.array_equal(there.state.params_D, here.state.params_D)
     assert not np.array_equal(there.state.params_D, run(masked(federation), rounds=1)[-1].state.params_D)
 
 
 def test_no_update_leaves_a_node_in_the_clear_and_no_count_or_metric_at_all(federation):
-    made = masked(federation)
-    heard = record_responses(made)
-    rounds = run(made, rounds=1)
+    built = masked(federation)
+    heard = record_responses(built)
+    rounds = run(built, rounds=1)
     kinds = {parcel.metadata["kind"] for parcel in heard}
     assert kinds == {"hello", "init", "mask"}
     vectors = [
@@ -106,22 +106,22 @@ def test_no_update_leaves_a_node_in_the_clear_and_no_count_or_metric_at_all(fede
 
 
 def test_a_round_survives_the_client_that_falls_silent_and_gives_the_sum_of_the_others(federation):
-    made = masked(federation, clients=((0,), (1,), (2,), (3,)), deadline=2)
+    built = masked(federation, clients=((0,), (1,), (2,), (3,)), deadline=2)
 
     def silent_when_masked(node, asked, parcel):
         return None if node == 104 and "params" in asked.shared.arrays else parcel
 
-    record_responses(made, silent_when_masked)
-    (one,) = run(made, rounds=1, max_failures=0.5)
-    assert [failure.client for failure in one.failures] == [3]
-    assert one.num_updates == 3
-    scenario = build(made.settings["scenario"], "scenario", allow=made.allow)
+    record_responses(built, silent_when_masked)
+    (item,) = run(built, rounds=1, max_failures=0.5)
+    assert [failure.client for failure in item.failures] == [3]
+    assert item.num_updates == 3
+    scenario = build(built.settings["scenario"], "scenario", allow=built.allow)
     engine = serial(scenario.data, scenario.trainer)
-    strategy, local = protected(made, SECAGG, engine.clients)
+    strategy, local = protected(built, SECAGG, engine.clients)
     three = strategy.select._replace(choose=lambda *_: (0, 1, 2))
     state = start(strategy, scenario.trainer.init(1), engine, seed=1)
     (expected,) = federate(replace(strategy, select=three), engine, state, schedule=Schedule(rounds=1), local=local)
-    assert np.array_equal(one.state.params_D, expected.state.params_D)
+    assert np.array_equal(item.state.params_D, expected.state.params_D)
 
 
 def masked_arrays(change):
@@ -147,34 +147,34 @@ def masked_arrays(change):
     ids=["none", "other client", "more", "dtype", "cut", "oversize"],
 )
 def test_a_malformed_masked_vector_is_a_failure_of_its_client_only(federation, change, reason):
-    made = masked(federation, clients=((0,), (1,), (2,), (3,)))
-    record_responses(made, masked_arrays(change))
-    (one,) = run(made, rounds=1, max_failures=0.5)
-    assert [failure.client for failure in one.failures] == [3]
-    assert re.search(reason, one.failures[0].reason)
-    assert one.num_updates == 3
+    built = masked(federation, clients=((0,), (1,), (2,), (3,)))
+    record_responses(built, masked_arrays(change))
+    (item,) = run(built, rounds=1, max_failures=0.5)
+    assert [failure.client for failure in item.failures] == [3]
+    assert re.search(reason, item.failures[0].reason)
+    assert item.num_updates == 3
 
 
 def test_below_the_threshold_no_sum_is_opened_and_the_round_is_aborted_by_name(federation):
-    made = masked(federation, deadline=1)
+    built = masked(federation, deadline=1)
     record_responses(
-        made, lambda node, asked, parcel: None if node == 102 and "params" in asked.shared.arrays else parcel
+        built, lambda node, asked, parcel: None if node == 102 and "params" in asked.shared.arrays else parcel
     )
     with pytest.raises(SecAggAborted, match="1 of 2 parties responded, fewer than threshold 2"):
-        run(made, rounds=1)
+        run(built, rounds=1)
 
 
 def test_noise_at_the_nodes_adds_up_and_does_not_follow_from_the_seed(federation):
-    one, other = (run(masked(federation), NOISY, rounds=2) for _ in range(2))
-    assert not np.array_equal(one[-1].state.params_D, other[-1].state.params_D)
-    assert one[-1].privacy.value == simulated(masked(federation), NOISY, rounds=2)[-1].privacy.value > 0
+    item, other = (run(masked(federation), NOISY, rounds=2) for _ in range(2))
+    assert not np.array_equal(item[-1].state.params_D, other[-1].state.params_D)
+    assert item[-1].privacy.value == simulated(masked(federation), NOISY, rounds=2)[-1].privacy.value > 0
 
 
 def test_a_node_never_sends_a_masked_strategys_update_on_an_ordinary_order(federation):
-    made = masked(federation)
-    remote_scenario(made.engine)
-    words = {**made.order, "privacy": SECAGG, "population": {"num_clients": 4, "rounds": 1}}
-    response = made.sites[101].respond(training_request(made.engine.layout, words, LOCAL_SETTINGS))
+    built = masked(federation)
+    remote_scenario(built.engine)
+    words = {**built.order, "privacy": SECAGG, "population": {"num_clients": 4, "rounds": 1}}
+    response = built.sites[101].respond(training_request(built.engine.layout, words, LOCAL_SETTINGS))
     assert not response.content.arrays
     assert "through secure aggregation only" in response.refusal.reason
 
@@ -190,32 +190,32 @@ def test_a_node_never_sends_a_masked_strategys_update_on_an_ordinary_order(feder
     ids=["unmasked", "small sum", "clip", "no epsilon"],
 )
 def test_a_nodes_policy_may_demand_masks(federation, protection, words, reason):
-    made = masked(federation, policy={"required_privacy": RequiredPrivacy(**protection)})
+    built = masked(federation, policy={"required_privacy": RequiredPrivacy(**protection)})
     with pytest.raises((FedlearnError, TooManyFailures), match=reason):
-        run(made, words or {"name": "none"}, rounds=1)
+        run(built, words or {"name": "none"}, rounds=1)
     fine = masked(federation, policy={"required_privacy": RequiredPrivacy(minimum="secagg", min_nodes_in_sum=2)})
     assert len(run(fine, rounds=1)) == 1
 
 
 def test_a_node_is_in_no_sum_with_keys_that_were_not_agreed_upon(federation):
-    made = masked(federation)
-    keys = made.sites[102].config.masking_keys
-    made.restart(102, config={"masking_keys": replace(keys, private_key=b"s" * 32)})
+    built = masked(federation)
+    keys = built.sites[102].config.masking_keys
+    built.restart(102, config={"masking_keys": replace(keys, private_key=b"s" * 32)})
     with pytest.raises(TooManyFailures, match=r"a public masking key that is not in masking\.pub"):
-        run(made, rounds=1)
+        run(built, rounds=1)
 
 
 def test_nodes_without_keys_are_named(federation):
-    made = federation(words={"strategy": {"weighting": "equal"}})
+    built = federation(words={"strategy": {"weighting": "equal"}})
     with pytest.raises(FederationError, match=r"the nodes of clients \[0, 1, 2, 3\] have no key"):
-        run(made, rounds=1)
+        run(built, rounds=1)
 
 
-def mask_request(made, node, registered, run="r", threshold=5, parties=()):
+def mask_request(built, node, registered, run="r", threshold=5, parties=()):
     """Return the first request of a masked round, as a coordinator could make it up for client 0."""
-    layout, clients = made.engine.layout, tuple(sorted(registered))
+    layout, clients = built.engine.layout, tuple(sorted(registered))
     nonce, length = b"n" * 16, layout.num_parameters
-    encoding = protected(made, SECAGG, range(9), rounds=1)[0].privacy_guarantee.encoding_digest
+    encoding = protected(built, SECAGG, range(9), rounds=1)[0].privacy_guarantee.encoding_digest
     session = Session(
         run=b"r",
         round=1,
@@ -231,7 +231,7 @@ def mask_request(made, node, registered, run="r", threshold=5, parties=()):
         run=run,
         round=1,
         id="1",
-        settings={**made.order, "privacy": SECAGG, "population": {"num_clients": 9, "rounds": 1, "num_parties": 2}},
+        settings={**built.order, "privacy": SECAGG, "population": {"num_clients": 9, "rounds": 1, "num_parties": 2}},
         clients=(0,),
         state_rounds=(0,),
         layout=layout.digest,
@@ -249,26 +249,29 @@ def mask_request(made, node, registered, run="r", threshold=5, parties=()):
     ids=["no parties", "false parties", "true parties"],
 )
 def test_one_colluding_node_with_eight_clients_does_not_unmask_another(federation, threshold, parties, reason):
-    made = masked(federation, clients=((0,), (1,)))
-    remote_scenario(made.engine)
-    victim, colluder = (made.sites[node].config.masking_keys.public_key for node in (101, 102))
+    built = masked(federation, clients=((0,), (1,)))
+    remote_scenario(built.engine)
+    victim, colluder = (built.sites[node].config.masking_keys.public_key for node in (101, 102))
     registered = {0: victim, **dict.fromkeys(range(1, 9), colluder)}
-    response = made.sites[101].respond(mask_request(made, 101, registered, threshold=threshold, parties=parties))
+    response = built.sites[101].respond(mask_request(built, 101, registered, threshold=threshold, parties=parties))
     assert not response.content.arrays
     assert reason in (response.refusal.reason if response.refusal else response.failures[0].reason)
 
 
 def test_a_node_accepts_only_its_own_clients_under_its_key_and_only_sessions_of_the_run(federation):
-    made = masked(federation, clients=((0,), (1,)))
-    remote_scenario(made.engine)
-    own, other = (made.sites[node].config.masking_keys.public_key for node in (101, 102))
-    fine = mask_request(made, 101, {0: own, 1: other}, threshold=2, parties=(0, 1))
-    assert made.sites[101].respond(fine).content.arrays
+    built = masked(federation, clients=((0,), (1,)))
+    remote_scenario(built.engine)
+    current, other = (built.sites[node].config.masking_keys.public_key for node in (101, 102))
+    fine = mask_request(built, 101, {0: current, 1: other}, threshold=2, parties=(0, 1))
+    assert built.sites[101].respond(fine).content.arrays
     for request, reason in (
-        (mask_request(made, 101, {0: own, 1: other, 2: own}, threshold=2, parties=(0, 1, 0)), "masking.pub"),
-        (mask_request(made, 101, {0: own, 1: other}, run="s", threshold=2, parties=(0, 1)), "belongs to another run"),
+        (mask_request(built, 101, {0: current, 1: other, 2: current}, threshold=2, parties=(0, 1, 0)), "masking.pub"),
+        (
+            mask_request(built, 101, {0: current, 1: other}, run="s", threshold=2, parties=(0, 1)),
+            "belongs to another run",
+        ),
     ):
-        response = made.sites[101].respond(request)
+        response = built.sites[101].respond(request)
         assert not response.content.arrays
         assert reason in (response.refusal.reason if response.refusal else response.failures[0].reason)
 
@@ -282,9 +285,9 @@ def test_a_node_refuses_a_threshold_that_one_colluding_node_could_split_unless_i
     assert len(run(masked(federation, clients=three, policy=policy), words, rounds=1)) == 1
 
 
-def change_requests(made, node, change):
+def change_requests(built, node, change):
     """Change the settings of privacy in the requests to a node, as a coordinator could do."""
-    respond = made.grid.nodes[node]
+    respond = built.grid.nodes[node]
 
     def changed(payload):
         asked = NodeRequest.unpack(payload)
@@ -292,7 +295,7 @@ def change_requests(made, node, change):
         settings = {**asked.settings, "privacy": {**(asked.settings.get("privacy") or {}), **privacy}}
         return respond(replace(asked, settings=settings).pack() if privacy else payload)
 
-    made.grid.nodes[node] = changed
+    built.grid.nodes[node] = changed
 
 
 @pytest.mark.parametrize(
@@ -308,13 +311,13 @@ def change_requests(made, node, change):
 )
 def test_all_clients_of_a_sum_add_the_noise_on_which_each_of_them_relies(federation, privacy, stage):
     """Ask one of three nodes for other noise: the sum is not opened, since each node relies on the others' noise."""
-    made = masked(federation, clients=((0,), (1,), (2,)))
-    change_requests(made, 103, lambda asked: privacy if stage == "all" or asked.shared.arrays else {})
+    built = masked(federation, clients=((0,), (1,), (2,)))
+    change_requests(built, 103, lambda asked: privacy if stage == "all" or asked.shared.arrays else {})
     if privacy == {"threshold": 3}:
-        assert len(run(made, NOISY, rounds=1)) == 1
+        assert len(run(built, NOISY, rounds=1)) == 1
     else:
         with pytest.raises((SecAggAborted, TooManyFailures, FedlearnError)):
-            run(made, NOISY, rounds=1)
+            run(built, NOISY, rounds=1)
 
 
 NAMES = {101: "north", 102: "south", 103: "west", 104: "east"}
@@ -327,16 +330,18 @@ def named_sites(*names, **settings):
 @pytest.mark.parametrize("fault", ["none", "silent", "raises"])
 def test_a_site_that_is_not_named_is_no_party_of_a_sum(federation, fault):
     """Compare the sum of three named sites with and without a fourth node."""
-    made = masked(federation, clients=((0,), (1,), (2,), (3,)), sites=named_sites("north", "south", "west"), run="four")
+    built = masked(
+        federation, clients=((0,), (1,), (2,), (3,)), sites=named_sites("north", "south", "west"), run="four"
+    )
     asked = []
 
     def fourth(data):
         asked.append(data)
         raise RuntimeError("the scanner is offline")
 
-    made.grid.nodes[104] = None if fault == "silent" else fourth
-    made.sites.pop(104)
-    *_, last = run(made, rounds=2)
+    built.grid.nodes[104] = None if fault == "silent" else fourth
+    built.sites.pop(104)
+    *_, last = run(built, rounds=2)
     alone = masked(federation, clients=((0,), (1,), (2,)), sites=named_sites("north", "south", "west"), run="three")
     *_, expected = run(alone, rounds=2)
     assert np.array_equal(last.state.params_D, expected.state.params_D)
@@ -345,20 +350,20 @@ def test_a_site_that_is_not_named_is_no_party_of_a_sum(federation, fault):
 
 def test_a_site_that_joins_late_is_no_party_because_the_guarantee_is_for_the_sites_of_the_start(federation):
     sites = replace(named_sites("north", "south", "west", "east"), min_sites=3, settle_s=0.0)
-    made = masked(federation, clients=((0,), (1,), (2,), (3,)), sites=sites)
-    late = made.grid.nodes.pop(104)
-    made.engine.open()
-    made.sites.pop(104)  # the number of parties at the start is three
-    strategy, local = protected(made, SECAGG, made.engine.clients, rounds=4)
-    made.engine.set_privacy(SECAGG, rounds=4)
-    state = start(strategy, made.engine.initial_parameters(1), made.engine, seed=1)
-    rounds = federate(strategy, made.engine, state, schedule=Schedule(rounds=4), local=local)
+    built = masked(federation, clients=((0,), (1,), (2,), (3,)), sites=sites)
+    late = built.grid.nodes.pop(104)
+    built.engine.open()
+    built.sites.pop(104)  # the number of parties at the start is three
+    strategy, local = protected(built, SECAGG, built.engine.clients, rounds=4)
+    built.engine.set_privacy(SECAGG, rounds=4)
+    state = start(strategy, built.engine.initial_parameters(1), built.engine, seed=1)
+    rounds = federate(strategy, built.engine, state, schedule=Schedule(rounds=4), local=local)
     assert next(rounds).num_updates == 3
-    made.grid.nodes[104] = late
+    built.grid.nodes[104] = late
     until = time.monotonic() + 60
-    while 3 not in made.engine.membership.members_by_client():
-        made.engine.exchange.update_members(1)
+    while 3 not in built.engine.membership.members_by_client():
+        built.engine.exchange.update_members(1)
         assert time.monotonic() < until
         time.sleep(0.02)
     assert [done.num_updates for done in rounds] == [3, 3, 3]
-    assert made.engine.clients == (0, 1, 2)
+    assert built.engine.clients == (0, 1, 2)

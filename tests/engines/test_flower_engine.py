@@ -37,10 +37,10 @@ def scenario():
 @pytest.fixture(scope="module")
 def engine(scenario):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    made = flower(scenario.data, scenario.trainer, partial(rebuild_scenario, DIGITS, ()), num_workers=2, timeout=300.0)
-    yield made
-    made.close()
-    assert not made._simulation._thread.is_alive()
+    built = flower(scenario.data, scenario.trainer, partial(rebuild_scenario, DIGITS, ()), num_workers=2, timeout=300.0)
+    yield built
+    built.close()
+    assert not built._simulation._thread.is_alive()
     assert not ray.is_initialized()
 
 
@@ -58,26 +58,26 @@ def test_the_model_is_that_of_serial_bit_for_bit(engine, scenario, name):
     here, params_D = serial(scenario.data, scenario.trainer), scenario.trainer.init(1)
     strategy = getattr(strategies, name)(clients_per_round=3)
     ours, theirs = rounds_of(here, strategy, params_D), rounds_of(engine, strategy, params_D)
-    for one, other in zip(ours, theirs, strict=True):
-        assert np.array_equal(one.state.params_D, other.state.params_D)
-        assert one.metrics == other.metrics
+    for item, other in zip(ours, theirs, strict=True):
+        assert np.array_equal(item.state.params_D, other.state.params_D)
+        assert item.metrics == other.metrics
         for name in ("cohort", "failures", "num_examples", "bytes_up", "bytes_down"):
-            assert getattr(one, name) == getattr(other, name)
+            assert getattr(item, name) == getattr(other, name)
     assert here.client_states.keys() == engine.client_states.keys()
     for client, memory in here.client_states.items():
         assert all(np.array_equal(memory[name], engine.client_states[client][name]) for name in memory)
-    own = [list(each.evaluate(params_D, [0, 1, 2, 3, 4], strategy)) for each in (here, engine)]
-    assert all(np.allclose(one.outputs, other.outputs, atol=1e-6) for one, other in zip(*own, strict=True))
+    current = [list(each.evaluate(params_D, [0, 1, 2, 3, 4], strategy)) for each in (here, engine)]
+    assert all(np.allclose(item.outputs, other.outputs, atol=1e-6) for item, other in zip(*current, strict=True))
 
 
 def test_nodes_evaluate_what_serial_evaluates(engine, scenario):
     params_D, clients = scenario.trainer.init(1), [4, 0, 2]
     expected = list(serial(scenario.data, scenario.trainer).evaluate(params_D, clients))
     found = list(engine.evaluate(params_D, clients))
-    assert [one.client for one in found] == [0, 2, 4]
-    for one, other in zip(found, expected, strict=True):
-        assert np.allclose(one.outputs, other.outputs, atol=1e-6)
-        assert np.array_equal(one.targets, other.targets)
+    assert [item.client for item in found] == [0, 2, 4]
+    for item, other in zip(found, expected, strict=True):
+        assert np.allclose(item.outputs, other.outputs, atol=1e-6)
+        assert np.array_equal(item.targets, other.targets)
 
 
 def test_a_client_that_fails_is_named_with_its_stage_and_reason(engine, scenario):
@@ -86,7 +86,7 @@ def test_a_client_that_fails_is_named_with_its_stage_and_reason(engine, scenario
     found = list(engine.fit(order, strategy, [3, 1]))
     expected = list(serial(scenario.data, scenario.trainer).fit(order, strategy, [3, 1]))
     assert found == expected
-    assert [(one.client, one.stage) for one in found if isinstance(one, Failure)] == [(1, "update"), (3, "update")]
+    assert [(item.client, item.stage) for item in found if isinstance(item, Failure)] == [(1, "update"), (3, "update")]
 
 
 def test_waiting_ends_with_a_named_cause(engine, scenario, monkeypatch):

@@ -166,9 +166,9 @@ def rounds_of(engine, strategy, *, rounds=20, params_D=None, local=LOCAL):
     return list(federate(strategy, engine, state, schedule=Schedule(rounds=rounds), local=local))
 
 
-def max_difference(one, other):
+def max_difference(item, other):
     """Return the largest difference between the final models of two runs."""
-    return np.abs(np.asarray(one[-1].state.params_D) - np.asarray(other[-1].state.params_D)).max()
+    return np.abs(np.asarray(item[-1].state.params_D) - np.asarray(other[-1].state.params_D)).max()
 
 
 def test_every_strategy_ends_with_the_model_of_vector(make_engine):
@@ -295,13 +295,13 @@ def test_torch_and_jax_train_in_workers_what_they_train_here(cluster, framework)
             theirs = rounds_of(here, strategy, params_D=params_D, local=local)
             assert max_difference(rounds_of(engine, strategy, params_D=params_D, local=local), theirs) < 1e-5
         clients = [5, 0, 3]
-        for own in (None, strategy):
-            expected = list(here.evaluate(params_D, clients, own))
-            found = list(engine.evaluate(params_D, clients, own))
-            assert [one.client for one in found] == [one.client for one in expected] == [0, 3, 5]
-            for one, other in zip(found, expected, strict=True):
-                assert np.allclose(one.outputs, other.outputs, atol=1e-5)
-                assert np.array_equal(one.targets, other.targets)
+        for current in (None, strategy):
+            expected = list(here.evaluate(params_D, clients, current))
+            found = list(engine.evaluate(params_D, clients, current))
+            assert [item.client for item in found] == [item.client for item in expected] == [0, 3, 5]
+            for item, other in zip(found, expected, strict=True):
+                assert np.allclose(item.outputs, other.outputs, atol=1e-5)
+                assert np.array_equal(item.targets, other.targets)
     here.close()
 
 
@@ -353,8 +353,8 @@ def test_clients_that_fail_are_named_as_they_are_here(make_engine):
 
     def failures(engine):
         state = start(strategy, LinearTrainer(3).init(1), engine, seed=1)
-        (one,) = federate(strategy, engine, state, schedule=schedule, local=LOCAL)
-        return {(failure.client, failure.stage, failure.reason) for failure in one.failures}, one.num_updates
+        (item,) = federate(strategy, engine, state, schedule=schedule, local=LOCAL)
+        return {(failure.client, failure.stage, failure.reason) for failure in item.failures}, item.num_updates
 
     found = failures(make_engine(faulty))
     assert found == failures(vector(faulty().data, LinearTrainer(3)))
@@ -500,10 +500,10 @@ def test_folding_apart_and_gathering_is_folding_the_whole(aggregate):
     for part in parts:
         whole = accumulate(whole, aggregate, part)
     for half in (parts[:2], parts[2:], []):
-        own = PartialAggregate(aggregator_state=aggregate.init(layout))
+        current = PartialAggregate(aggregator_state=aggregate.init(layout))
         for part in half:
-            own = accumulate(own, aggregate, part)
-        gathered = accumulate(gathered, aggregate, own)
+            current = accumulate(current, aggregate, part)
+        gathered = accumulate(gathered, aggregate, current)
     first_D, second_D = (
         aggregate.finish(part.aggregator_state, {}, Context(round=1, seed=1))[0] for part in (gathered, whole)
     )
@@ -516,9 +516,9 @@ def test_folding_apart_and_gathering_is_folding_the_whole(aggregate):
 
 def test_compensated_totals_add_as_exactly_as_float64_ones():
     jnp = pytest.importorskip("jax.numpy")
-    one, other = some_updates(0, 20).delta_KD, some_updates(20, 40).delta_KD
-    exact = divide_total(add_totals(add_rows(None, one, np.ones(20)), add_rows(None, other, np.ones(20))), 40)
-    apart = [add_rows(None, jnp.asarray(rows_KD), np.ones(20)) for rows_KD in (one, other)]
+    item, other = some_updates(0, 20).delta_KD, some_updates(20, 40).delta_KD
+    exact = divide_total(add_totals(add_rows(None, item, np.ones(20)), add_rows(None, other, np.ones(20))), 40)
+    apart = [add_rows(None, jnp.asarray(rows_KD), np.ones(20)) for rows_KD in (item, other)]
     assert np.allclose(divide_total(add_totals(*apart), 40), exact, rtol=1e-6)
     assert np.allclose(divide_total(add_totals(*copy_arrays(apart)), 40), exact, rtol=1e-6)
     assert add_totals(None, apart[0]) is apart[0]

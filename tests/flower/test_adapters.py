@@ -110,11 +110,11 @@ def test_bulyan_keeps_the_model_where_flowers_skips_a_round_for_lack_of_replies(
 
 
 def test_the_cohort_is_as_large_as_flowers_settings_say():
-    assert {len(one.cohort) for one in rounds_of(from_flower(flower.FedAvg(fraction_train=0.5)))} == {3}
-    assert {len(one.cohort) for one in rounds_of(from_flower(flower.FedAvg(fraction_train=0.1)))} == {2}
-    cohorts = [one.cohort for one in rounds_of(from_flower(flower.FedAvg(fraction_train=0.1, min_train_nodes=1)))]
+    assert {len(item.cohort) for item in rounds_of(from_flower(flower.FedAvg(fraction_train=0.5)))} == {3}
+    assert {len(item.cohort) for item in rounds_of(from_flower(flower.FedAvg(fraction_train=0.1)))} == {2}
+    cohorts = [item.cohort for item in rounds_of(from_flower(flower.FedAvg(fraction_train=0.1, min_train_nodes=1)))]
     assert cohorts == [
-        one.cohort for one in rounds_of(from_flower(flower.FedAvg(fraction_train=0.1, min_train_nodes=1)))
+        item.cohort for item in rounds_of(from_flower(flower.FedAvg(fraction_train=0.1, min_train_nodes=1)))
     ]
     with pytest.raises(SettingError, match="min_available_nodes is 7"):
         rounds_of(from_flower(flower.FedAvg(min_available_nodes=7)))
@@ -139,9 +139,11 @@ class UserStrategy(flower.FedAvg):
 
     def configure_train(self, server_round, arrays, config, grid):
         messages = [
-            one for one in super().configure_train(server_round, arrays, config, grid) if one.metadata.dst_node_id % 2
+            item
+            for item in super().configure_train(server_round, arrays, config, grid)
+            if item.metadata.dst_node_id % 2
         ]
-        self.asked[str(server_round)] = [one.metadata.dst_node_id for one in messages]
+        self.asked[str(server_round)] = [item.metadata.dst_node_id for item in messages]
         return messages
 
     def aggregate_train(self, server_round, replies):
@@ -231,12 +233,14 @@ def client():
         if k == 1 and fails == "raises":
             raise OSError("disk gone")
         value = float("nan") if k == 1 and fails == "nan" else k + 1
-        own = {name: (array + value).astype(array.dtype) for name, array in arrays.items() if array.dtype.kind == "f"}
+        current = {
+            name: (array + value).astype(array.dtype) for name, array in arrays.items() if array.dtype.kind == "f"
+        }
         if k == 1 and fails == "shape":
-            own = {name: array[:1] for name, array in own.items()}
-        own |= {name: array for name, array in arrays.items() if array.dtype.kind != "f"}
+            current = {name: array[:1] for name, array in current.items()}
+        current |= {name: array for name, array in arrays.items() if array.dtype.kind != "f"}
         count = 0 if k == 1 and fails == "empty" else 10
-        record = ArrayRecord({name: Array(own[name]) for name in arrays})
+        record = ArrayRecord({name: Array(current[name]) for name in arrays})
         metrics = MetricRecord({"num-examples": count, "loss": float(k)})
         return Message(RecordDict({"arrays": record, "metrics": metrics}), reply_to=message)
 

@@ -37,8 +37,8 @@ def test_every_imported_name_is_verified():
     for node in nodes:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flwr") and node.module not in PUBLIC:
             for alias in node.names:
-                own = (f"{node.module}:{alias.name}", f"{node.module}.{alias.name}")
-                assert any(name.startswith(own) for name in verified), own
+                current = (f"{node.module}:{alias.name}", f"{node.module}.{alias.name}")
+                assert any(name.startswith(current) for name in verified), current
 
 
 def test_a_response_whose_parts_do_not_arrive_blocks_the_others_for_a_short_time(monkeypatch):

@@ -45,9 +45,9 @@ def client():
     def train(message, context):
         k, round = context.node_config["partition-id"], message.content["config"]["server-round"]
         arrays = {name: array.numpy() for name, array in message.content["arrays"].items()}
-        own = {name: arrays[name] + leaf for name, leaf in updates_of(round)[k].items()}
+        current = {name: arrays[name] + leaf for name, leaf in updates_of(round)[k].items()}
         metrics = MetricRecord({"num-examples": 10 + k, "loss": float(k)})
-        record = ArrayRecord({name: as_array(leaf) for name, leaf in own.items()})
+        record = ArrayRecord({name: as_array(leaf) for name, leaf in current.items()})
         return Message(RecordDict({"arrays": record, "metrics": metrics}), reply_to=message)
 
     return app
@@ -175,14 +175,14 @@ def test_bulyan_chooses_by_krum_again_and_again_where_flowers_takes_the_lowest_s
     chosen = []
 
     def again_and_again(contents, num_malicious, num_chosen):
-        rows = [np.concatenate([a.numpy().ravel() for a in one["arrays"].values()]) for one in contents]
+        rows = [np.concatenate([a.numpy().ravel() for a in item["arrays"].values()]) for item in contents]
         which = select_by_krum(squared_distances(np.stack(rows)), num_malicious, num_chosen)
         chosen.append({contents[k]["metrics"]["num-examples"] - 10 for k in which})
         return [contents[k] for k in which]
 
     ours_D = model_after(to_flower(strategies.bulyan(num_malicious=2)), client)
-    told = flower.Bulyan(num_malicious_nodes=2, selection_rule=again_and_again)
-    assert max_difference(ours_D, model_after(told, client)) < TOLERANCE
+    shown = flower.Bulyan(num_malicious_nodes=2, selection_rule=again_and_again)
+    assert max_difference(ours_D, model_after(shown, client)) < TOLERANCE
     assert all(len(which) == 7 and not {3, 8} & which for which in chosen)
     # other honest clients, which are all similar
     assert max_difference(ours_D, model_after(flower.Bulyan(num_malicious_nodes=2), client)) < 0.05

@@ -52,6 +52,6 @@ def test_what_is_cut_short_is_refused():
 def test_apps_get_quick_arrays():
     from flwr.app import ArrayRecord, RecordDict
 
-    (one,) = copy_records(RecordDict({"arrays": ArrayRecord([ARRAYS["matrix"]])}))["arrays"].values()
-    assert isinstance(one, FastArray)
-    assert np.array_equal(one.numpy(), ARRAYS["matrix"])
+    (item,) = copy_records(RecordDict({"arrays": ArrayRecord([ARRAYS["matrix"]])}))["arrays"].values()
+    assert isinstance(item, FastArray)
+    assert np.array_equal(item.numpy(), ARRAYS["matrix"])

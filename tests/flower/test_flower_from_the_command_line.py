@@ -33,14 +33,14 @@ def test_a_strategy_of_flowers_does_what_ours_of_the_same_name_does(outcome):
     code, theirs, _ = outcome("strategy=flower", f"{FLOWER}.Krum", "+strategy.flower.num_malicious_nodes=2")
     assert code == 0
     _, ours, _ = outcome("strategy=krum", "strategy.num_malicious=2")
-    for one, other in zip(theirs, ours, strict=True):
-        assert one["test"]["loss"] == pytest.approx(other["test"]["loss"], rel=1e-4)
+    for item, other in zip(theirs, ours, strict=True):
+        assert item["test"]["loss"] == pytest.approx(other["test"]["loss"], rel=1e-4)
 
 
 def test_what_is_misspelt_or_not_a_strategy_is_refused_by_name(outcome):
-    code, _, told = outcome("strategy=flower", f"{FLOWER}.Krum", "+strategy.flower.num_malicius_nodes=2")
-    assert (code, "strategy.flower.num_malicious_nodes=2" in told) == (2, True)
-    code, _, told = outcome("strategy=flower", "strategy.flower._target_=flwr.simulation.run_simulation")
-    assert (code, "an installed option, a part of a strategy" in told) == (2, True)
-    code, _, told = outcome("strategy=flower", "+strategy.flower.min_available_nodes=99")
-    assert (code, "at most 20" in told) == (2, True)
+    code, _, shown = outcome("strategy=flower", f"{FLOWER}.Krum", "+strategy.flower.num_malicius_nodes=2")
+    assert (code, "strategy.flower.num_malicious_nodes=2" in shown) == (2, True)
+    code, _, shown = outcome("strategy=flower", "strategy.flower._target_=flwr.simulation.run_simulation")
+    assert (code, "an installed option, a part of a strategy" in shown) == (2, True)
+    code, _, shown = outcome("strategy=flower", "+strategy.flower.min_available_nodes=99")
+    assert (code, "at most 20" in shown) == (2, True)

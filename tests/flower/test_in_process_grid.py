@@ -49,8 +49,10 @@ def client():
         time.sleep(seconds)
         kept = {"num-examples": partition + 1, "times": seen["times"] + 1}
         kept["of"] = context.node_config["num-partitions"]
-        own = ArrayRecord([values + np.float32(partition) for values in message.content["arrays"].to_numpy_ndarrays()])
-        return Message(RecordDict({"arrays": own, "metrics": MetricRecord(kept)}), reply_to=message)
+        current = ArrayRecord(
+            [values + np.float32(partition) for values in message.content["arrays"].to_numpy_ndarrays()]
+        )
+        return Message(RecordDict({"arrays": current, "metrics": MetricRecord(kept)}), reply_to=message)
 
     @app.evaluate()
     def evaluate(message, context):
@@ -307,7 +309,7 @@ def test_the_command_runs_an_app_and_prints_what_it_prints(project, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("word", "code", "told"),
+    ("word", "code", "shown"),
     [
         ("num_nodes=0", 2, "num_nodes is 0"),
         ("num_nodes=many", 2, "num_nodes is many"),
@@ -318,21 +320,21 @@ def test_the_command_runs_an_app_and_prints_what_it_prints(project, tmp_path):
         ("model.width=1", 130, "stopped"),
     ],
 )
-def test_the_exit_code_and_the_message_say_what_went_wrong(project, capsys, word, code, told):
+def test_the_exit_code_and_the_message_say_what_went_wrong(project, capsys, word, code, shown):
     assert command.main([project(), word]) == code
-    assert told in capsys.readouterr().err
+    assert shown in capsys.readouterr().err
 
 
 def test_an_app_that_cannot_be_used_is_told_with_the_reason(project, tmp_path, capsys):
-    def told(*words):
+    def shown(*words):
         assert command.main(words) == 2
         return capsys.readouterr().err
 
-    assert "no such folder" in told(str(tmp_path / "absent"))
-    assert "no pyproject.toml" in told(str(tmp_path))
-    assert "lacks 'tool'" in told(project(text="[project]\nname = 'x'\n"))
-    assert "cannot be read" in told(project(text="[project\n"))
-    assert "no attribute 'absent'" in told(project(client="absent"))
-    assert "is a int, expected a ClientApp" in told(project(client="number"))
-    assert "No module named 'not_there'" in told(project(module="broken_app", code="import not_there"))
-    assert "broken_app.py, line 1" in told(project(module="broken_app", code="import not_there"))
+    assert "no such folder" in shown(str(tmp_path / "absent"))
+    assert "no pyproject.toml" in shown(str(tmp_path))
+    assert "lacks 'tool'" in shown(project(text="[project]\nname = 'x'\n"))
+    assert "cannot be read" in shown(project(text="[project\n"))
+    assert "no attribute 'absent'" in shown(project(client="absent"))
+    assert "is a int, expected a ClientApp" in shown(project(client="number"))
+    assert "No module named 'not_there'" in shown(project(module="broken_app", code="import not_there"))
+    assert "broken_app.py, line 1" in shown(project(module="broken_app", code="import not_there"))

@@ -13,9 +13,9 @@ from fedlearn.flower.response_limits import limit_responses  # noqa: E402
 
 
 def client(answer, **options):
-    made = httpx.Client(transport=httpx.MockTransport(answer), follow_redirects=True)
-    limit_responses(made, **options)
-    return made
+    built = httpx.Client(transport=httpx.MockTransport(answer), follow_redirects=True)
+    limit_responses(built, **options)
+    return built
 
 
 def endless():

@@ -18,10 +18,10 @@ def work_of(strategy, *clients):
     return [ClientWork(client=k, examples=data.train(k), client_state=memory) for k in clients]
 
 
-def spoil(one, value):
-    x = one.examples.x.copy()
+def spoil(item, value):
+    x = item.examples.x.copy()
     x[2, 1] = value
-    return one._replace(examples=Examples(x, one.examples.y))
+    return item._replace(examples=Examples(x, item.examples.y))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -73,8 +73,8 @@ def test_the_global_model_keeps_its_first_values_of_what_stays():
     rounds = run(BIAS, vector(DATA, TRAINER), rounds=3)
     assert rounds[-1].state.params_D[0] == TRAINER.init(1)[0]
     assert (rounds[-1].state.params_D[1:] != TRAINER.init(1)[1:]).all()
-    assert [one.bytes_up for one in rounds] == [6 * 12] * 3
-    assert [one.bytes_down for one in rounds] == [6 * 16] * 3
+    assert [item.bytes_up for item in rounds] == [6 * 12] * 3
+    assert [item.bytes_down for item in rounds] == [6 * 16] * 3
 
 
 def test_each_client_is_evaluated_with_its_own_parameters():
@@ -91,9 +91,9 @@ def test_each_client_is_evaluated_with_its_own_parameters():
 
 def test_a_client_that_never_took_part_is_evaluated_with_the_first_values():
     engine = serial(DATA, TRAINER)
-    own = list(engine.evaluate(ORDER.params_D, [0, 3], BIAS))
+    current = list(engine.evaluate(ORDER.params_D, [0, 3], BIAS))
     shared = list(engine.evaluate(ORDER.params_D, [0, 3]))
-    assert all(np.allclose(a.outputs, b.outputs, atol=1e-6) for a, b in zip(own, shared, strict=True))
+    assert all(np.allclose(a.outputs, b.outputs, atol=1e-6) for a, b in zip(current, shared, strict=True))
 
 
 def test_what_stays_is_in_the_checkpoint_of_a_simulation(tmp_path):

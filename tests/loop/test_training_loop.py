@@ -29,10 +29,10 @@ TRAINER = LinearTrainer(3)
 
 
 def run(strategy, *, rounds=3, data=None, engine=serial, seed=1, evaluate=None, **schedule):
-    made = engine(data or linear_problem(), TRAINER)
-    state = start(strategy, TRAINER.init(seed), made, seed=seed)
+    built = engine(data or linear_problem(), TRAINER)
+    state = start(strategy, TRAINER.init(seed), built, seed=seed)
     plan = Schedule(rounds=rounds, **schedule)
-    return list(federate(strategy, made, state, schedule=plan, local=LOCAL_SETTINGS, evaluate=evaluate))
+    return list(federate(strategy, built, state, schedule=plan, local=LOCAL_SETTINGS, evaluate=evaluate))
 
 
 def everyone_equal():
@@ -40,15 +40,15 @@ def everyone_equal():
 
 
 def test_a_round_tells_what_it_did():
-    (one,) = run(Strategy(select=uniform(4)), rounds=1)
-    assert one.number == 1
-    assert len(one.cohort) == one.num_updates == 4
-    assert list(one.cohort) == sorted(one.cohort)
-    assert one.num_examples == sum(5 + 4 * k for k in one.cohort)
-    assert (one.bytes_up, one.bytes_down) == (4 * 16, 4 * 16)
-    assert one.metrics["loss"] > 0
-    assert one.evaluation is None
-    assert one.seconds > 0
+    (item,) = run(Strategy(select=uniform(4)), rounds=1)
+    assert item.number == 1
+    assert len(item.cohort) == item.num_updates == 4
+    assert list(item.cohort) == sorted(item.cohort)
+    assert item.num_examples == sum(5 + 4 * k for k in item.cohort)
+    assert (item.bytes_up, item.bytes_down) == (4 * 16, 4 * 16)
+    assert item.metrics["loss"] > 0
+    assert item.evaluation is None
+    assert item.seconds > 0
 
 
 @pytest.mark.parametrize("engine", [serial, vector])
@@ -59,21 +59,21 @@ def test_the_server_hears_of_each_client_what_it_told_and_nothing_of_one_that_fa
         heard.append(context)
         return update_D, memory
 
-    (one,) = run(Strategy(select=everyone(), server=Transform(update=listen)), data=spoilt(2), rounds=1, engine=engine)
+    (item,) = run(Strategy(select=everyone(), server=Transform(update=listen)), data=spoilt(2), rounds=1, engine=engine)
     (context,) = heard
     assert context.clients_K.tolist() == [0, 1, 3, 4, 5]
     assert context.num_examples_K.tolist() == [5, 9, 17, 21, 25]
     seen = context.num_examples_K @ context.metrics["loss"] / context.num_examples_K.sum()
-    assert seen == pytest.approx(one.metrics["loss"])
+    assert seen == pytest.approx(item.metrics["loss"])
 
 
 def test_federated_averaging_is_the_mean_of_the_clients_models():
-    one = run(Strategy(select=everyone()), rounds=1)[0]
+    item = run(Strategy(select=everyone()), rounds=1)[0]
     data = linear_problem()
     alone = [run(Strategy(select=everyone()), rounds=1, data=replace(data, clients=[k]))[0] for k in range(6)]
     models_KD = np.stack([a.state.params_D for a in alone])
     expected = np.average(models_KD.astype(np.float64), axis=0, weights=[5 + 4 * k for k in range(6)])
-    assert np.allclose(one.state.params_D, expected, atol=1e-6)
+    assert np.allclose(item.state.params_D, expected, atol=1e-6)
 
 
 def test_the_cohort_depends_on_the_seed_and_the_round_only():
@@ -124,14 +124,14 @@ def test_an_error_at_one_client_is_a_failure_with_its_traceback_in_every_engine(
         return data.train(client)
 
     for engine in (serial, vector):
-        one = run(everyone_equal(), data=replace(data, train=train), engine=engine, rounds=1)[0]
-        assert [(f.client, f.stage, f.reason) for f in one.failures] == [(3, "data", "RuntimeError: disk gone")]
-        assert "in train" in one.failures[0].traceback
+        item = run(everyone_equal(), data=replace(data, train=train), engine=engine, rounds=1)[0]
+        assert [(f.client, f.stage, f.reason) for f in item.failures] == [(3, "data", "RuntimeError: disk gone")]
+        assert "in train" in item.failures[0].traceback
 
 
 class Stumbling(LinearTrainer):
     def fit(self, order, rule, work):
-        if any(one.client == 2 for one in work):
+        if any(item.client == 2 for item in work):
             raise ValueError("cannot train on this")
         return super().fit(order, rule, work)
 
@@ -140,9 +140,9 @@ def test_one_client_that_breaks_a_block_is_found_and_the_others_are_kept():
     engine = vector(linear_problem(), Stumbling(3))
     strategy = everyone_equal()
     state = start(strategy, TRAINER.init(1), engine, seed=1)
-    one = next(federate(strategy, engine, state, schedule=Schedule(rounds=1), local=LOCAL_SETTINGS))
-    assert [(f.client, f.stage) for f in one.failures] == [(2, "fit")]
-    assert one.num_updates == 5
+    item = next(federate(strategy, engine, state, schedule=Schedule(rounds=1), local=LOCAL_SETTINGS))
+    assert [(f.client, f.stage) for f in item.failures] == [(2, "fit")]
+    assert item.num_updates == 5
 
 
 def test_clients_with_no_or_one_example():
@@ -152,9 +152,9 @@ def test_clients_with_no_or_one_example():
         keep = {0: 0, 1: 1}.get(client, 9)
         return Examples(data.train(client).x[:keep], data.train(client).y[:keep])
 
-    one = run(everyone_equal(), data=replace(data, train=train), rounds=1, engine=vector)[0]
-    assert [(f.client, f.reason) for f in one.failures] == [(0, "ValueError: client 0 has no training examples")]
-    assert np.isfinite(one.state.params_D).all()
+    item = run(everyone_equal(), data=replace(data, train=train), rounds=1, engine=vector)[0]
+    assert [(f.client, f.reason) for f in item.failures] == [(0, "ValueError: client 0 has no training examples")]
+    assert np.isfinite(item.state.params_D).all()
 
 
 def mean_squared(params_D, predictions):
@@ -187,12 +187,12 @@ def test_the_scenarios_own_test_judges_a_model_of_which_no_client_holds_anything
     assert rounds[-1].evaluation.pooled["loss"] == pytest.approx(expected)
     assert rounds[-1].evaluation.clients == ()
     assert np.isnan(rounds[-1].evaluation.mean("loss"))
-    own = Strategy(
+    current = Strategy(
         select=everyone(), local=LocalRule(personal_parameters=("out.bias",))
     )  # no model is common to all clients
-    assert all(one.evaluation is None for one in run(own, data=nothing, evaluate=judge(scenario)))
+    assert all(item.evaluation is None for item in run(current, data=nothing, evaluate=judge(scenario)))
     alone = replace(scenario, data=replace(nothing, pooled_test=None))
-    assert all(one.evaluation is None for one in run(everyone_equal(), data=nothing, evaluate=judge(alone)))
+    assert all(item.evaluation is None for item in run(everyone_equal(), data=nothing, evaluate=judge(alone)))
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def clocked(system, make=serial, num_clients=6, spoilt=()):
     if spoilt:
         whole = data.train
         nan = {client: np.float32("nan") for client in spoilt}
-        data = replace(data, train=lambda one: replace(whole(one), x=whole(one).x * nan.get(one, np.float32(1))))
+        data = replace(data, train=lambda item: replace(whole(item), x=whole(item).x * nan.get(item, np.float32(1))))
     engine = make(data, LinearTrainer(3))
     return engine if system is None else VirtualClockEngine(engine, system, lambda client: len(data.train(client)))
 
@@ -60,7 +60,7 @@ def test_enough_takes_the_fastest_and_calls_the_others_spare():
     everyone_in, closed = rounds(fedavg(), clocked(SLOW)), rounds(fedavg(), clocked(replace(SLOW, min_completed=4)))
     for waited, early in zip(everyone_in, closed, strict=True):
         assert early.num_updates == 4
-        assert {(one.stage, one.reason) for one in early.failures} == {
+        assert {(item.stage, item.reason) for item in early.failures} == {
             ("not_needed", "the round closed with 4 other updates")
         }
         assert early.clock < waited.clock
@@ -75,7 +75,7 @@ def test_spares_count_against_no_round_and_latecomers_do():
 def test_a_deadline_ends_the_round_and_leaves_the_late_out():
     for number, done in enumerate(rounds(fedavg(), clocked(replace(SLOW, deadline=0.5))), start=1):
         assert 0 < len(done.failures) < 6
-        assert {(one.stage, one.reason) for one in done.failures} == {("node", "no response within 0.5 s")}
+        assert {(item.stage, item.reason) for item in done.failures} == {("node", "no response within 0.5 s")}
         assert done.clock == pytest.approx(0.5 * number)
 
 
@@ -94,11 +94,11 @@ def test_whoever_is_late_remembers_nothing_of_the_round():
 
 
 def test_the_clock_does_not_depend_on_the_engine_below():
-    one = rounds(fedavg(clients_per_round=4), clocked(replace(SLOW, dropout=0.2, min_completed=3)))
+    item = rounds(fedavg(clients_per_round=4), clocked(replace(SLOW, dropout=0.2, min_completed=3)))
     two = rounds(fedavg(clients_per_round=4), clocked(replace(SLOW, dropout=0.2, min_completed=3), vector))
-    assert [done.clock for done in one] == [done.clock for done in two]
-    assert [done.failures for done in one] == [done.failures for done in two]
-    assert np.array_equal(one[-1].state.params_D, two[-1].state.params_D)
+    assert [done.clock for done in item] == [done.clock for done in two]
+    assert [done.failures for done in item] == [done.failures for done in two]
+    assert np.array_equal(item[-1].state.params_D, two[-1].state.params_D)
 
 
 def drifting():
@@ -168,7 +168,7 @@ class Counting(LinearTrainer):
 
     def fit(self, order, rule, work):
         self.blocks.append(len(work))
-        if self.spoilt in [one.client for one in work]:
+        if self.spoilt in [item.client for item in work]:
             raise RuntimeError("the scanner is offline")
         return super().fit(order, rule, work)
 
@@ -192,8 +192,8 @@ def in_turn_and_in_blocks(strategy, system, spoilt=None, number=12):
     return found
 
 
-def assert_same(one, other):
-    (ours, _, ours_kept), (theirs, _, theirs_kept) = one, other
+def assert_same(item, other):
+    (ours, _, ours_kept), (theirs, _, theirs_kept) = item, other
     assert [np.array(done.state.params_D).tobytes() for done in ours] == [
         np.array(done.state.params_D).tobytes() for done in theirs
     ]
@@ -240,15 +240,15 @@ def test_what_waits_is_of_clients_under_way():
     engine, strategy = clocked(SLOW, vector, 9), fedasync(concurrency=5)
     state, most = start(strategy, LinearTrainer(3).init(1), engine, seed=1), 0
     for done in federate(strategy, engine, state, schedule=Schedule(rounds=30), local=LOCAL_SETTINGS):
-        waiting = [one.client for one, *_ in engine._deferred._waiting.values()]
-        assert set(waiting) <= {one.client for one in done.state.in_flight}
+        waiting = [item.client for item, *_ in engine._deferred._waiting.values()]
+        assert set(waiting) <= {item.client for item in done.state.in_flight}
         most = max(most, len(waiting))
     assert 1 < most <= 4
 
 
 def test_another_run_on_the_same_engine_gets_nothing_of_the_one_before():
-    engine, one, other = clocked(constant(), vector), fedbuff(buffer_size=1, concurrency=6), fedasync(concurrency=6)
-    for strategy, seed in ((one, 1), (other, 1), (other, 2)):
+    engine, item, other = clocked(constant(), vector), fedbuff(buffer_size=1, concurrency=6), fedasync(concurrency=6)
+    for strategy, seed in ((item, 1), (other, 1), (other, 2)):
         again = rounds(strategy, engine, 6, seed=seed)
         fresh = rounds(strategy, clocked(constant()), 6, seed=seed)
         assert np.array_equal(again[-1].state.params_D, fresh[-1].state.params_D)

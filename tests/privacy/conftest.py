@@ -20,15 +20,15 @@ class Sender(LinearTrainer):
         return np.zeros(self.layout.num_parameters, np.float32)
 
     def fit(self, order, rule, work):
-        sent = [self.deltas(one.client) for one in work]
+        sent = [self.deltas(item.client) for item in work]
         for delta in sent:
             if isinstance(delta, Exception):
                 raise delta
         count = len(work)
         return Updates(
-            clients_K=np.array([one.client for one in work]),
+            clients_K=np.array([item.client for item in work]),
             delta_KD=np.stack(sent)[:, : self.layout.num_parameters].astype(np.float32),
-            num_examples_K=np.array([len(one.examples) for one in work]),
+            num_examples_K=np.array([len(item.examples) for item in work]),
             num_steps_K=np.ones(count, np.int64),
             metrics={"loss": MetricSum(np.ones(count), np.ones(count))},
         )
@@ -44,10 +44,10 @@ def rounds_of():
             clients=range(num_clients), rounds=rounds, num_examples_of=lambda client: len(data.train(client))
         )
         strategy, local = mechanism.protect(strategy, LOCAL_SETTINGS, population)
-        made = engine(data, trainer)
-        made.deployed = deployed
-        state = start(strategy, trainer.init(1), made, seed=seed)
+        built = engine(data, trainer)
+        built.deployed = deployed
+        state = start(strategy, trainer.init(1), built, seed=seed)
         schedule = Schedule(rounds=rounds, max_failures=0.9)
-        return list(federate(strategy, made, state, schedule=schedule, local=local))
+        return list(federate(strategy, built, state, schedule=schedule, local=local))
 
     return run

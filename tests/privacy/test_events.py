@@ -232,7 +232,7 @@ def test_less_noise_costs_more_down_to_no_noise_without_an_error(sampling):
     noises = (1.0, 0.1, 0.021, 0.0199, 1e-3, 1e-6, 0.9e-6, 1e-30, 1e-300)
     with warnings.catch_warnings(action="error"):
         found = [epsilon_bounds(((Event(noise, sampling, rate), 3),), delta=1e-5) for noise in noises]
-    for bounds in ([one.rdp for one in found], [one.value for one in found]):
+    for bounds in ([item.rdp for item in found], [item.value for item in found]):
         assert bounds == sorted(bounds)
         assert bounds[-1] == math.inf
         assert all(bound < math.inf for bound in bounds[:6])

@@ -180,7 +180,7 @@ def unnoised(strategy, deltas_KD, examples_K=None):
 @pytest.mark.parametrize("clip", ["fixed", "adaptive"])
 @given(ANYTHING, ANYTHING, st.integers(1, 10**9))
 @settings(max_examples=150, deadline=None)
-def test_one_client_moves_the_unnoised_aggregate_by_no_more_than_it_may(clip, one, other, examples):
+def test_one_client_moves_the_unnoised_aggregate_by_no_more_than_it_may(clip, item, other, examples):
     """Check faults F3, F5 and F6.
 
     F3: weights are equal for any reported example count. F5, F6: any number is clipped, including zero.
@@ -188,7 +188,7 @@ def test_one_client_moves_the_unnoised_aggregate_by_no_more_than_it_may(clip, on
     strategy = protected(central(clip_norm=2.0, noise_multiplier=0.5, clip=clip))
     rng = np.random.default_rng(0)
     rest_KD = rng.normal(size=(9, 5)).astype(np.float32)
-    rows = [np.array([row], np.float32) for row in (one, other)]
+    rows = [np.array([row], np.float32) for row in (item, other)]
     counts = np.array([1] * 9 + [examples])
     with np.errstate(over="ignore"):
         with_one, with_other = (unnoised(strategy, np.concatenate([rest_KD, row]), counts) for row in rows)
@@ -392,7 +392,7 @@ def test_unsound_combinations_are_refused_with_the_reason_and_the_fix():
         with pytest.raises(CompositionError, match="privacy=example"):
             mechanism.validate(EQUAL, LocalSettings(example_dp=ExampleDP()))
     keeps = LocalRule(
-        client_state=("own",), after_training=lambda delta_KD, steps_K, rate, own: ({"own": delta_KD}, {})
+        client_state=("own",), after_training=lambda delta_KD, steps_K, rate, current: ({"own": delta_KD}, {})
     )
     noise.validate(replace(EQUAL, local=keeps), local_rounds)
     with pytest.raises(CompositionError, match="sets local"):

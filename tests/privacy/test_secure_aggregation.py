@@ -41,9 +41,9 @@ def test_what_is_booked_costs_at_least_what_the_integer_noise_does():
     release = Masking(clip_norm=1.0, noise="skellam", noise_multiplier=2.0, bits=14, cohort=10).noisy_sum(10)
     orders = np.arange(2, 200)
     exact = compute_epsilon(orders, 4 * release.rdp(orders), 1e-5)[0]
-    told = rounds[-1].privacy
-    assert told.pld is None
-    assert exact <= told.value < 1.02 * exact
+    shown = rounds[-1].privacy
+    assert shown.pld is None
+    assert exact <= shown.value < 1.02 * exact
     assert [done.privacy.value for done in rounds] == sorted(done.privacy.value for done in rounds)
 
 
@@ -88,7 +88,7 @@ def test_sums_alone_promise_no_epsilon_and_keep_metrics_and_counts_at_home():
     assert np.abs(rounds[-1].state.params_D - last.state.params_D).max() < 1e-3
 
 
-@pytest.mark.parametrize("mechanism", [secagg(), distributed(noise_multiplier=1.0)], ids=lambda one: one.kind)
+@pytest.mark.parametrize("mechanism", [secagg(), distributed(noise_multiplier=1.0)], ids=lambda item: item.kind)
 def test_what_cannot_be_masked_soundly_is_refused_with_the_fix(mechanism):
     with pytest.raises(CompositionError, match="weighting=equal"):
         mechanism.validate(fedavg(), LOCAL_SETTINGS)

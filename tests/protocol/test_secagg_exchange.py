@@ -36,7 +36,7 @@ class Clients:
             request = self.tampered.get((stage, client), request)
             try:
                 yield SecAggResponse(
-                    client, self.clients[client].respond(request, lambda session, own=client: VECTORS[own])
+                    client, self.clients[client].respond(request, lambda session, current=client: VECTORS[current])
                 )
             except ProtocolError as refused:
                 yield SecAggResponse(client, reason=f"the client refused: {refused}")

@@ -61,7 +61,7 @@ def test_krum_never_chooses_an_update_far_from_all_honest_ones(seed, malicious, 
     away_KD = honest_KD.mean(0) + scale * factor * widest * np.eye(6)[:malicious]
     updates_KD = np.concatenate([away_KD, honest_KD]).astype(np.float32)
     chosen_D = aggregate(strategies.krum(num_malicious=malicious), updates_KD)
-    assert any(np.array_equal(chosen_D, one) for one in honest_KD.astype(np.float32))
+    assert any(np.array_equal(chosen_D, item) for item in honest_KD.astype(np.float32))
     if malicious + 3 >= 5:
         kept = malicious + 1
         assert within(aggregate(strategies.krum(num_malicious=malicious, num_to_keep=kept), updates_KD), honest_KD)
@@ -117,8 +117,8 @@ def test_rules_are_the_same_on_every_array_library_and_over_any_number_of_column
             squared_distances(given_KD),
             mean_around_median(given_KD, 4),
         ]
-        for one, other in zip(ours, by_numpy, strict=True):
-            assert np.allclose(np.asarray(one), other, atol=1e-5)
+        for item, other in zip(ours, by_numpy, strict=True):
+            assert np.allclose(np.asarray(item), other, atol=1e-5)
 
 
 def test_distances_between_honest_updates_survive_a_malicious_one_far_away():

@@ -20,12 +20,12 @@ def planned(*words):
 
 
 def accuracy(*words):
-    cfg, made = planned(*words)
-    built = build_experiment(cfg, made)
+    cfg, created = planned(*words)
+    built = build_experiment(cfg, created)
     rule = built.plan.strategy
     state = start(rule, built.scenario.trainer.init(1), built.engine, seed=1)
     evaluate = judge(built.scenario)
-    *_, last = federate(rule, built.engine, state, schedule=made.schedule, local=made.local, evaluate=evaluate)
+    *_, last = federate(rule, built.engine, state, schedule=created.schedule, local=created.local, evaluate=evaluate)
     return last.evaluation.pooled["accuracy"]
 
 
@@ -42,7 +42,7 @@ def test_root_data_are_drawn_uniformly_from_all_clients_and_lie_at_one_of_them()
     counts = np.zeros(len(all_x))
     for seed in range(200):
         x = with_root_dataset(data, RootDataset(client=0, num_examples=9), seed=seed).train(0).x
-        counts[[np.flatnonzero((all_x == one).all(axis=1))[0] for one in x]] += 1
+        counts[[np.flatnonzero((all_x == item).all(axis=1))[0] for item in x]] += 1
     assert counts.max() < 35, "the average count is 18"
     with pytest.raises(SettingError, match="at most 90"):
         with_root_dataset(data, RootDataset(client=2, num_examples=91), seed=1)
@@ -51,8 +51,8 @@ def test_root_data_are_drawn_uniformly_from_all_clients_and_lie_at_one_of_them()
 def test_a_run_lays_root_data_at_the_servers_own_client_and_attacks_spare_it():
     pytest.importorskip("torch")
     words = ["strategy=fltrust", "strategy.num_root_examples=100", "strategy.root_client=3", "scenario=digits"]
-    cfg, made = planned(*words, "poisoning=label_flip", "poisoning.fraction=0.45")
-    built = build_experiment(cfg, made)
+    cfg, created = planned(*words, "poisoning=label_flip", "poisoning.fraction=0.45")
+    built = build_experiment(cfg, created)
     x, y = built.scenario.data.train(3).x, built.scenario.data.train(3).y
     assert len(x) == 100
     assert len(set(y.tolist())) == 10

@@ -25,7 +25,7 @@ def conflicting(num_clients=3, num_examples=40):
     x = rng.normal(size=(num_clients * num_examples, 3)).astype(np.float32)
     weights = rng.normal(size=(num_clients, 3))
     rows = np.split(np.arange(len(x)), num_clients)
-    y = np.concatenate([x[own] @ weights[k] for k, own in enumerate(rows)]).astype(np.float32)
+    y = np.concatenate([x[current] @ weights[k] for k, current in enumerate(rows)]).astype(np.float32)
     return from_arrays(x, y, assignment=rows, task="regression", test_share=0.25, seed=1)
 
 
@@ -55,14 +55,14 @@ def federated(data, local, rounds):
 
 def pooled(part, data):
     all_of = [part(client) for client in data.clients]
-    return Examples(np.concatenate([one.x for one in all_of]), np.concatenate([one.y for one in all_of]))
+    return Examples(np.concatenate([item.x for item in all_of]), np.concatenate([item.y for item in all_of]))
 
 
 def test_central_is_the_federation_of_one_client_that_has_all_data():
     data = conflicting()
     together, held_out = (pooled(part, data) for part in (data.train, data.test))
-    one = replace(data, clients=range(3, 4), train=lambda _: together, test=lambda _: held_out)
-    expected = federated(one, replace(LOCAL, epochs=10), rounds=1)
+    item = replace(data, clients=range(3, 4), train=lambda _: together, test=lambda _: held_out)
+    expected = federated(item, replace(LOCAL, epochs=10), rounds=1)
     found = train_baselines(experiment(data, "central"), num_client_updates=15)
     assert found["central"]["test"]["rmse"] == pytest.approx(expected.pooled["rmse"], rel=1e-6)
 
@@ -93,9 +93,9 @@ def test_the_budget_is_what_the_federation_has_used(local):
             return updates
 
     data = conflicting()
-    made = experiment(data, "central", "local", local=local)
-    made = replace(made, scenario=replace(made.scenario, trainer=Counting(3)))
-    train_baselines(made, num_client_updates=6)  # two rounds of all clients
+    built = experiment(data, "central", "local", local=local)
+    built = replace(built, scenario=replace(built.scenario, trainer=Counting(3)))
+    train_baselines(built, num_client_updates=6)  # two rounds of all clients
     steps = 2 * sum(int(local.num_steps(len(data.train(client)))) for client in data.clients)
     central, alone = seen
     assert alone == steps

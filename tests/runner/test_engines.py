@@ -135,11 +135,11 @@ NEED = {
 @pytest.mark.parametrize("words", [NEED["forging"], NEED["strategy.num_root_examples"]])
 def test_an_in_process_engine_of_any_name_gets_attacks_and_root_datasets(engine, words):
     cfg = composed(engine, *words)
-    made = build_experiment(cfg)
-    state = start(made.plan.strategy, np.zeros(4, np.float32), made.engine, seed=1)
-    *_, last = federate(made.plan.strategy, made.engine, state, schedule=Schedule(rounds=2), local=LOCAL_SETTINGS)
+    built = build_experiment(cfg)
+    state = start(built.plan.strategy, np.zeros(4, np.float32), built.engine, seed=1)
+    *_, last = federate(built.plan.strategy, built.engine, state, schedule=Schedule(rounds=2), local=LOCAL_SETTINGS)
     assert np.isfinite(last.state.params_D).all()
-    assert isinstance(made.engine, ByzantineEngine) == (words == NEED["forging"])
+    assert isinstance(built.engine, ByzantineEngine) == (words == NEED["forging"])
 
 
 @pytest.mark.parametrize("words", NEED.values(), ids=NEED)

@@ -21,13 +21,13 @@ from simulations.audit import main
 
 DIGITS = ["scenario=digits", "report=false"]
 EQUAL = [*DIGITS, "strategy.weighting=equal"]
-ONE = "privacy.noise_multiplier=1"
+SINGLE = "privacy.noise_multiplier=1"
 MECHANISMS = {
-    "central": [*EQUAL, "privacy=central", ONE],
-    "adaptive": [*EQUAL, "privacy=central", "privacy.clip=adaptive", ONE],
-    "ftrl": [*EQUAL, "privacy=ftrl", "privacy.matrix=tree", ONE, "rounds=3", "audit.rounds=3"],
+    "central": [*EQUAL, "privacy=central", SINGLE],
+    "adaptive": [*EQUAL, "privacy=central", "privacy.clip=adaptive", SINGLE],
+    "ftrl": [*EQUAL, "privacy=ftrl", "privacy.matrix=tree", SINGLE, "rounds=3", "audit.rounds=3"],
     "local": [*EQUAL, "privacy=local", "privacy.noise_multiplier=2"],
-    "example": [*DIGITS, "privacy=example", ONE],
+    "example": [*DIGITS, "privacy=example", SINGLE],
 }
 
 
@@ -96,8 +96,8 @@ def test_without_protection_the_bound_is_above_six(audited):
 @pytest.mark.parametrize(
     "words",
     [
-        [*EQUAL, "privacy=central", ONE, "strategy.clients_per_round=250"],
-        [*EQUAL, "privacy=central", ONE, "strategy.clients_per_round=500", "privacy.sampling=fixed_size"],
+        [*EQUAL, "privacy=central", SINGLE, "strategy.clients_per_round=250"],
+        [*EQUAL, "privacy=central", SINGLE, "strategy.clients_per_round=500", "privacy.sampling=fixed_size"],
     ],
     ids=["poisson", "fixed_size"],
 )
@@ -119,7 +119,7 @@ def private(model: str) -> list[str]:
     return [
         *DIGITS,
         "privacy=example",
-        ONE,
+        SINGLE,
         f"model._target_=audited_nets.{model}",
         "allow_targets=[audited_nets]",
         "audit.canaries=200",
@@ -185,10 +185,12 @@ def test_noise_that_is_a_tenth_too_small_is_caught_although_the_bound_is_below_t
 
 def masked(**settings) -> Mechanism:
     """Build a mechanism with noise of the clients, charged with its equivalent noise multiplier."""
-    made = masked_sum.Masking(**{"clip_norm": 1.0, "noise": "skellam", "noise_multiplier": 1.0, "bits": 14, **settings})
+    built = masked_sum.Masking(
+        **{"clip_norm": 1.0, "noise": "skellam", "noise_multiplier": 1.0, "bits": 14, **settings}
+    )
 
     def protect(strategy, local, population):
-        release = made.noisy_sum(made.cohort_size(strategy, population.num_clients))
+        release = built.noisy_sum(built.cohort_size(strategy, population.num_clients))
         protection = PrivacyGuarantee(
             charge=lambda ledger, release_: ledger.charge_federation(Event(release.equivalent_noise_multiplier)),
             epsilon_of=lambda ledger: max_epsilon_bounds([ledger.federation], delta=1e-5),
@@ -197,7 +199,7 @@ def masked(**settings) -> Mechanism:
             adjacency="one client more or less",
             delta=1e-5,
         )
-        protected = made.protect(strategy, num_clients=population.num_clients)
+        protected = built.protect(strategy, num_clients=population.num_clients)
         return replace_parts(protected, privacy_guarantee=protection), local
 
     return Mechanism(validate=lambda strategy, local: None, protect=protect, kind="distributed")
@@ -225,11 +227,11 @@ def test_the_bound_on_a_sum_with_distributed_noise_is_below_its_claim_and_weaker
         (["audit.canaries=5"], "audit.canaries is 5"),
         (["audit.canaries=100000"], "at most 4810"),
         (["audit.rounds=21"], "audit.rounds is 21"),
-        (["privacy=example", ONE, "local.batch_size=10", "audit.examples=11"], "audit.examples is 11"),
-        (["privacy=example", ONE, "local.batch_size=1"], "local.batch_size is 1"),
+        (["privacy=example", SINGLE, "local.batch_size=10", "audit.examples=11"], "audit.examples is 11"),
+        (["privacy=example", SINGLE, "local.batch_size=1"], "local.batch_size is 1"),
         (["audit.canary=100"], "audit.canaries=100"),
         (["privacy=centrl"], "did you mean privacy=central?"),
-        (["privacy=central", ONE], "strategy.weighting=equal"),
+        (["privacy=central", SINGLE], "strategy.weighting=equal"),
         (["engine=ray"], "engine=vector"),
         (["-m", "seed=1,2"], "one after another"),
     ],

@@ -64,12 +64,12 @@ def test_a_model_has_the_published_number_of_parameters(work, num_parameters, fr
 @pytest.mark.parametrize("work", WORKLOADS.values(), ids=WORKLOADS)
 def test_examples_have_the_shape_that_is_said_and_the_same_values_each_time(work):
     work = replace(work, num_clients=50, cohort_size=10)
-    one = examples_of(work, 7)
-    assert one.x.shape == (work.size(7), *work.input_shape)
-    assert one.x.dtype == np.float32
-    assert one.y.dtype == np.int64
+    item = examples_of(work, 7)
+    assert item.x.shape == (work.size(7), *work.input_shape)
+    assert item.x.dtype == np.float32
+    assert item.y.dtype == np.int64
     assert set(np.unique(pool_of(work).y)) <= set(range(work.num_classes))
-    before = one.x.copy()
+    before = item.x.copy()
     pool_of.cache_clear()
     assert np.array_equal(before, examples_of(work, 7).x)
 
@@ -133,12 +133,12 @@ def test_dropout_is_on_in_training_only(framework):
     small = replace(W2, input_shape=(8, 8, 1))
     updates, outputs = [], []
     for work in (small, replace(small, dropout=False)):
-        one = trainer(work, framework)
-        order = Request(round=1, seed=1, params_D=one.init(1), local=work.local)
+        item = trainer(work, framework)
+        order = Request(round=1, seed=1, params_D=item.init(1), local=work.local)
         updates.append(
-            np.asarray(one.fit(order, plain_training, [ClientWork(client=0, examples=examples_of(small, 0))]).delta_KD)
+            np.asarray(item.fit(order, plain_training, [ClientWork(client=0, examples=examples_of(small, 0))]).delta_KD)
         )
-        outputs.append(one.predict(one.init(1), examples_of(small, 0).x))
+        outputs.append(item.predict(item.init(1), examples_of(small, 0).x))
     assert not np.allclose(*updates, atol=1e-4)
     assert np.array_equal(*outputs)
 
@@ -159,7 +159,7 @@ def test_the_bare_programs_of_w4_clip_as_our_trainers_do(monkeypatch):
     cohort_K = np.array([0, 2])
     params_D = trainer(quiet, "torch").init(SEED) * 3
     orders = shuffled(quiet, 1, cohort_K)
-    plans = [poisson_batches(quiet, *one) for one in zip(cohort_K.tolist(), orders, strict=True)]
+    plans = [poisson_batches(quiet, *item) for item in zip(cohort_K.tolist(), orders, strict=True)]
     plan_KSB = np.full((2, len(plans[0]), max(len(batch) for plan in plans for batch in plan)), -1, np.int32)
     for k, plan in enumerate(plans):
         for s, batch in enumerate(plan):
@@ -250,12 +250,12 @@ def test_a_comparison_leaves_a_table_ratios_json_markdown_and_a_figure(tmp_path)
             :: 1 if repeat == 1 else -1
         ]
     ]
-    for one in result["runs"]:
-        assert one["examples"] == [80, 80]
-        assert len(one["seconds"]) == 2
-        assert one["seconds_to_first_round"] > one["seconds"][0]
-        assert 50 < one["memory_mib"] < 5000
-        assert 0.3 < one["loss"] < 1.0
+    for item in result["runs"]:
+        assert item["examples"] == [80, 80]
+        assert len(item["seconds"]) == 2
+        assert item["seconds_to_first_round"] > item["seconds"][0]
+        assert 50 < item["memory_mib"] < 5000
+        assert 0.3 < item["loss"] < 1.0
     assert {r["ours_over"] for r in result["ratios"]} == {"bare"}
     assert "ours / bare" in done.stdout
     assert "| torch | ours |" in (tmp_path / "results.md").read_text()
@@ -273,9 +273,9 @@ def test_results_have_a_folder_of_their_own_each_time(tmp_path, monkeypatch):
 
 def test_help_names_every_word(capsys):
     assert speed.main(["--help"]) == 0
-    told = capsys.readouterr().out
+    shown = capsys.readouterr().out
     for word in ("workload=", "framework=", "systems=", "repeats=", "rounds=", "slow_rounds=", "limit=", "out="):
-        assert word in told
+        assert word in shown
 
 
 @pytest.mark.parametrize(

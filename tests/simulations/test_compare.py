@@ -17,9 +17,9 @@ needs("matplotlib", reason="needs the extra 'report'")
 def write_run(folder, values, *, seed, strategy="fedavg", task="accuracy", clock=None, **settings):
     """Write a run folder with these values of a metric, and a thousand bytes per round in each direction."""
     folder.mkdir(parents=True)
-    own = "\n".join(f"  {key}: {value}" for key, value in settings.items())
+    current = "\n".join(f"  {key}: {value}" for key, value in settings.items())
     text = f"seed: {seed}\nrounds: {len(values)}\nrun_name: x{seed}\nscenario:\n  seed: {seed}\n"
-    (folder / "config.yaml").write_text(f"{text}strategy:\n  _target_: strategies.{strategy}\n{own}\n")
+    (folder / "config.yaml").write_text(f"{text}strategy:\n  _target_: strategies.{strategy}\n{current}\n")
     rows = []
     for number, value in enumerate(values, 1):
         test = None if value is None else {"loss": 1.0, task: value}
@@ -39,7 +39,7 @@ def test_runs_that_differ_in_the_seed_alone_belong_together(tmp_path):
         write_run(tmp_path / f"b{seed}", [0.5, 0.7 + seed / 10], seed=seed, strategy="fedprox", mu=0.1)
     found, metric = read_curves([tmp_path])
     assert metric == "accuracy"
-    assert {label: [one.seed for one in runs] for label, runs in found.items()} == {
+    assert {label: [item.seed for item in runs] for label, runs in found.items()} == {
         "fedavg": [1, 2, 3],
         "fedprox": [1, 2, 3],
     }

@@ -24,9 +24,9 @@ def tiny(tmp_path, monkeypatch):
     origin = OfficialSource(
         base_url=(tmp_path / "official").as_uri(), files={"a.csv": f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"}
     )
-    made = DataSet(name="tiny", origins=(origin,), licence="CC0", clients="2 clinics", megabytes=0.001)
-    monkeypatch.setattr(registry, "DATA_SETS", (made,))
-    return made
+    built = DataSet(name="tiny", origins=(origin,), licence="CC0", clients="2 clinics", megabytes=0.001)
+    monkeypatch.setattr(registry, "DATA_SETS", (built,))
+    return built
 
 
 def test_every_data_set_of_the_scenarios_is_found_and_says_under_which_licence():

@@ -110,13 +110,13 @@ def test_predictions_are_those_of_the_model(digits, tmp_path, capsys):
     header = ",".join(PIXELS)
     np.savetxt(tmp_path / "x.csv", x.reshape(5, 64) * 16, delimiter=",", header=header, comments="")
     expected = outputs(digits, x).argmax(axis=1)
-    told = []
+    shown = []
     for name in ("x.npy", "x.csv"):
         assert predict_main([str(digits), "--data", str(tmp_path / name)]) == 0
-        told.append(list(csv.DictReader(io.StringIO(capsys.readouterr().out))))
-    assert [int(row["prediction"]) for row in told[0]] == expected.tolist()
-    assert sum(float(told[0][0][f"probability_{label}"]) for label in range(10)) == pytest.approx(1, abs=1e-4)
-    assert [row["prediction"] for row in told[0]] == [row["prediction"] for row in told[1]]
+        shown.append(list(csv.DictReader(io.StringIO(capsys.readouterr().out))))
+    assert [int(row["prediction"]) for row in shown[0]] == expected.tolist()
+    assert sum(float(shown[0][0][f"probability_{label}"]) for label in range(10)) == pytest.approx(1, abs=1e-4)
+    assert [row["prediction"] for row in shown[0]] == [row["prediction"] for row in shown[1]]
 
 
 @pytest.mark.parametrize(
@@ -133,9 +133,9 @@ def test_a_file_that_does_not_fit_is_refused_by_name(digits, tmp_path, capsys, c
     if content:
         path.write_text(content)
     assert predict_main([str(digits), "--data", str(path)]) == 2
-    told = capsys.readouterr().err
-    assert "x.csv" in told
-    assert reason in told
+    shown = capsys.readouterr().err
+    assert "x.csv" in shown
+    assert reason in shown
 
 
 def test_patients_are_read_as_people_have_them(tmp_path, capsys):

@@ -268,10 +268,10 @@ def test_a_model_of_images_says_what_new_ones_are(tmp_path, capsys):
     assert main(["scenario=folder", *words, "rounds=30", "report=false", f"hydra.run.dir={run}"]) == 0
     capsys.readouterr()
     assert predict([run, "--data", str(tmp_path / "new")]) == 0
-    told = [line.split(",") for line in capsys.readouterr().out.splitlines()]
-    assert [row[:2] for row in told] == [["file", "prediction"], ["a dog.jpg", "dog"], ["b.png", "cat"]]
+    shown = [line.split(",") for line in capsys.readouterr().out.splitlines()]
+    assert [row[:2] for row in shown] == [["file", "prediction"], ["a dog.jpg", "dog"], ["b.png", "cat"]]
     assert predict([run, "--data", str(tmp_path / "new" / "b.png")]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split(",") == told[2]
+    assert capsys.readouterr().out.splitlines()[1].split(",") == shown[2]
     for wrong, why in (
         ("new/notes.txt", "neither an image nor a folder of images"),
         ("pets", "is not a file"),

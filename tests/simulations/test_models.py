@@ -47,10 +47,10 @@ def test_twins_learn_alike(model, task):
     data = images((8, 8, 1), task)
     local = LocalSettings(epochs=2, batch_size=7, learning_rate=0.1)
     deltas = []
-    for one in twins(model, data, (8, 8, 1)):
-        order = Request(round=1, seed=1, params_D=one.init(3), local=local)
+    for item in twins(model, data, (8, 8, 1)):
+        order = Request(round=1, seed=1, params_D=item.init(3), local=local)
         deltas.append(
-            np.asarray(one.fit(order, plain_training, [ClientWork(client=0, examples=data.train(0))]).delta_KD)
+            np.asarray(item.fit(order, plain_training, [ClientWork(client=0, examples=data.train(0))]).delta_KD)
         )
     assert np.abs(deltas[0]).max() > 1e-3
     np.testing.assert_allclose(*deltas, atol=1e-5)
@@ -60,9 +60,9 @@ def test_twins_learn_alike_on_flat_parts_of_an_image():
     data = images((8, 8, 1))
     flat = Examples(np.round(data.train(0).x), data.train(0).y)  # equal patches give ties in the 2 x 2 maximum
     deltas = []
-    for one in twins("cnn", data, (8, 8, 1)):
-        order = Request(round=1, seed=1, params_D=one.init(3), local=LocalSettings(batch_size=8))
-        deltas.append(np.asarray(one.fit(order, plain_training, [ClientWork(client=0, examples=flat)]).delta_KD))
+    for item in twins("cnn", data, (8, 8, 1)):
+        order = Request(round=1, seed=1, params_D=item.init(3), local=LocalSettings(batch_size=8))
+        deltas.append(np.asarray(item.fit(order, plain_training, [ClientWork(client=0, examples=flat)]).delta_KD))
     np.testing.assert_allclose(*deltas, atol=1e-5)
 
 

@@ -95,9 +95,9 @@ def test_the_last_film_seen_is_held_out_among_99_that_were_not():
     user, item, _, time = fixture_ratings()
     data = leave_one_out(user - 1, item - 1, time, num_negatives=3, seed=1)
     for client in data.clients:
-        own = user - 1 == client
+        current = user - 1 == client
         train, test = data.train(client), data.test(client)
-        assert test.x[test.y == 1].tolist() == [(item - 1)[own][time[own].argmax()]]
+        assert test.x[test.y == 1].tolist() == [(item - 1)[current][time[current].argmax()]]
         assert (test.y == 0).sum() == 99
         assert len(set(test.x.tolist())) == 100
         assert not set(test.x.tolist()) & set(train.x.tolist())
@@ -119,30 +119,30 @@ class RecordingTrainer(TrainerWrapper):
     """Records the examples that it trains on."""
 
     def fit(self, order, rule, work):
-        self.seen = {one.client: one.examples for one in work}
+        self.seen = {single.client: single.examples for single in work}
 
 
 def test_negatives_are_others_in_each_round_and_never_of_the_held_out_list():
     user, item, _, time = fixture_ratings()
     data = leave_one_out(user - 1, item - 1, time, num_negatives=2, seed=1)
     within = RecordingTrainer(None)
-    made = NegativeSamplingTrainer(within, data, num_items=ITEMS)
+    built = NegativeSamplingTrainer(within, data, num_items=ITEMS)
     work = [ClientWork(client=k, examples=data.train(k)) for k in (0, 3)]
     seen = []
     for round in (1, 2, 1):
-        made.fit(Request(round=round, seed=1, params_D=None), plain_training, work[: round + 1])
+        built.fit(Request(round=round, seed=1, params_D=None), plain_training, work[: round + 1])
         seen.append(within.seen[0])
-    own = data.train(0)
+    current = data.train(0)
     for examples in seen:
         liked, others = examples.x[examples.y == 1], examples.x[examples.y == 0]
-        assert np.array_equal(liked, own.x[own.y == 1])
+        assert np.array_equal(liked, current.x[current.y == 1])
         assert len(others) == 2 * len(liked)
         assert not set(others.tolist()) & {*data.test(0).x.tolist(), *liked.tolist()}
     assert not np.array_equal(seen[0].x, seen[1].x)
     assert np.array_equal(seen[0].x, seen[2].x)  # the other clients of the block do not matter
-    stranger = ClientWork(client=len(data.clients), examples=own)
-    made.fit(Request(round=1, seed=1, params_D=None), plain_training, [stranger])
-    assert within.seen[stranger.client] is own
+    stranger = ClientWork(client=len(data.clients), examples=current)
+    built.fit(Request(round=1, seed=1, params_D=None), plain_training, [stranger])
+    assert within.seen[stranger.client] is current
 
 
 def test_a_model_within_a_trainer_around_a_trainer_is_exported(layouts, tmp_path):

@@ -38,9 +38,9 @@ def test_every_run_of_a_sweep_is_a_point_and_seeds_belong_together(sweep):
 def test_the_command_draws_a_picture_and_prints_a_table(sweep, capsys):
     assert main([str(sweep)]) == 0
     assert (sweep / "privacy_utility.png").stat().st_size > 10_000
-    told = capsys.readouterr().out
-    assert "no protection" in told
-    assert len([line for line in told.splitlines() if line.startswith("digits")]) == 3
+    shown = capsys.readouterr().out
+    assert "no protection" in shown
+    assert len([line for line in shown.splitlines() if line.startswith("digits")]) == 3
 
 
 def test_a_folder_without_runs_is_refused(tmp_path, capsys):

@@ -48,8 +48,8 @@ def leave_a_run(folder, task="binary", num_clients=4, num_rounds=3, finished=Tru
     files = RunFiles()
     files.on_start(replace(about, partition=lie))
     for number in range(1, num_rounds + 1):
-        one = a_round(number, task, columns, num_clients)
-        files.on_round(replace(one, clock=100.0 * number) if clock else one)
+        item = a_round(number, task, columns, num_clients)
+        files.on_round(replace(item, clock=100.0 * number) if clock else item)
     if finished:
         files.on_end(summarise(about, files.history, status="done", parameters_sha256="00ff"))
     files.close()

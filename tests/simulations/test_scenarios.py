@@ -231,9 +231,9 @@ def test_flamby_heart_scales_each_hospital_by_its_own_training_part(wheel_cache)
 def test_flamby_heart_scales_the_pooled_test_by_all_training_parts(wheel_cache):
     data = flamby_heart().data
     pooled = data.pooled_test()
-    own = np.concatenate([data.test(client).x for client in data.clients])
+    current = np.concatenate([data.test(client).x for client in data.clients])
     assert np.array_equal(pooled.y, np.concatenate([data.test(client).y for client in data.clients]))
-    assert not np.allclose(pooled.x, own)
+    assert not np.allclose(pooled.x, current)
     assert pooled.y.sum() == 131
     np.testing.assert_allclose(pooled.x.mean(axis=0)[:3], [0.0438, 0.0520, -0.0601], atol=1e-4)
 

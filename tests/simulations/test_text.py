@@ -69,14 +69,14 @@ def texts(name, num_texts, seed=0):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_twins_of_text_are_one_model_and_learn_alike(name):
-    one, other = small_trainer(name, "torch"), small_trainer(name, "jax")
-    assert one.layout == other.layout
-    params_D = one.init(3)
+    item, other = small_trainer(name, "torch"), small_trainer(name, "jax")
+    assert item.layout == other.layout
+    params_D = item.init(3)
     work = [ClientWork(client=k, examples=texts(name, 5 + k, seed=k)) for k in range(2)]
-    np.testing.assert_allclose(*(t.predict(params_D, work[1].examples.x) for t in (one, other)), atol=1e-5)
+    np.testing.assert_allclose(*(t.predict(params_D, work[1].examples.x) for t in (item, other)), atol=1e-5)
     order = Request(round=1, seed=1, params_D=params_D, local=LocalSettings(batch_size=4, learning_rate=0.3))
     deltas = [
-        np.asarray(trainer.fit(order, plain_training, work).delta_KD) for trainer in (one.with_batching("map"), other)
+        np.asarray(trainer.fit(order, plain_training, work).delta_KD) for trainer in (item.with_batching("map"), other)
     ]
     assert np.abs(deltas[0]).max() > 1e-3
     np.testing.assert_allclose(*deltas, atol=1e-5)
@@ -94,10 +94,10 @@ def test_clients_that_step_together_learn_as_they_do_in_turn(name):
 @pytest.mark.parametrize("name", ["cnn", "next gru"])
 def test_twins_of_text_clip_each_text_alike(name):
     private = LocalSettings(batch_size=3, learning_rate=0.3, example_dp=ExampleDP(clip=0.05, noise_multiplier=0.0))
-    one, other = small_trainer(name, "torch"), small_trainer(name, "jax")
-    order = Request(round=1, seed=1, params_D=one.init(3), local=private)
+    item, other = small_trainer(name, "torch"), small_trainer(name, "jax")
+    order = Request(round=1, seed=1, params_D=item.init(3), local=private)
     work = [ClientWork(client=0, examples=texts(name, 6))]
-    np.testing.assert_allclose(*(t.fit(order, plain_training, work).delta_KD for t in (one, other)), atol=1e-5)
+    np.testing.assert_allclose(*(t.fit(order, plain_training, work).delta_KD for t in (item, other)), atol=1e-5)
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
@@ -323,5 +323,5 @@ def test_every_model_of_text_has_a_twin_of_the_same_arguments():
 
     functions = [*(f"next_{name}" for name in LANGUAGE_MODELS), *(f"tag_{name}" for name in TAGGERS)]
     for name in (*TEXT_CLASSIFIERS, *functions):
-        one, other = (inspect.signature(getattr(module, name)) for module in (torch, jax))
-        assert list(one.parameters) == list(other.parameters)
+        item, other = (inspect.signature(getattr(module, name)) for module in (torch, jax))
+        assert list(item.parameters) == list(other.parameters)

@@ -70,12 +70,12 @@ def sizes(data):
 
 def rounds_in(scenario, num_rounds=2, num_clients=3):
     """Return the parameters after a few rounds of plain averaging over some clients, in the scenario's framework."""
-    made, clients = scenario.trainer, [k for k in scenario.data.clients if len(scenario.data.train(k))][:num_clients]
-    params = made.init(1)
+    built, clients = scenario.trainer, [k for k in scenario.data.clients if len(scenario.data.train(k))][:num_clients]
+    params = built.init(1)
     for number in range(1, num_rounds + 1):
         order = Request(round=number, seed=1, params_D=params, local=LocalSettings(steps=1, batch_size=4))
         work = [ClientWork(client=k, examples=scenario.data.train(k)) for k in clients]
-        params = params + np.asarray(made.fit(order, plain_training, work).delta_KD).mean(axis=0)
+        params = params + np.asarray(built.fit(order, plain_training, work).delta_KD).mean(axis=0)
     return params
 
 
@@ -245,8 +245,8 @@ def tarball(tmp_path, monkeypatch):
     images, labels = RNG.integers(0, 256, (60, 32, 32, 3), np.uint8), np.arange(60) % 10
     with tarfile.open(tmp_path / cifar_images.TARBALL, "w:gz") as archive:
         for number, name in enumerate((*cifar_images.TRAIN, *cifar_images.TEST)):
-            own = slice(10 * number, 10 * number + 10)
-            content = batch(images[own], labels[own].tolist())
+            current = slice(10 * number, 10 * number + 10)
+            content = batch(images[current], labels[current].tolist())
             member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
@@ -299,11 +299,11 @@ def test_photographs_keep_the_contract_of_scenarios(tarball):
 
 def test_twins_learn_alike_from_distorted_photographs(tarball):
     pytest.importorskip("flax")
-    one, other = (
+    item, other = (
         rounds_in(cifar10(path=tarball[0], partition=Iid(num_clients=5), model="cnn", framework=framework))
         for framework in ("torch", "jax")
     )
-    np.testing.assert_allclose(one, other, atol=1e-5)
+    np.testing.assert_allclose(item, other, atol=1e-5)
 
 
 def test_jpegs_stand_in_for_the_archive_where_only_they_are(monkeypatch):
@@ -354,13 +354,13 @@ def test_a_new_x_ray_is_read_as_the_scenario_has_its_own(x_ray_folder, tmp_path)
 
 def test_twins_learn_alike_from_x_rays(x_ray_folder):
     pytest.importorskip("flax")
-    one, other = (
+    item, other = (
         rounds_in(
             pneumonia.pneumonia(path=x_ray_folder, partition=Iid(num_clients=5), model="mlp", framework=framework)
         )
         for framework in ("torch", "jax")
     )
-    np.testing.assert_allclose(one, other, atol=1e-5)
+    np.testing.assert_allclose(item, other, atol=1e-5)
 
 
 def test_the_real_x_rays_are_those_that_medmnist_counts():
@@ -470,12 +470,12 @@ def test_a_model_of_mortality_starts_from_the_rate_that_is_known(stay_folder):
 @pytest.mark.parametrize("model", ["linear", "mlp"])
 def test_twins_learn_alike_from_stays(stay_folder, model):
     pytest.importorskip("flax")
-    one, other, both = (
+    item, other, both = (
         rounds_in(icu_mortality(path=stay_folder[0], model=model, partition=Iid(num_clients=5), framework=framework))
         for framework in ("torch", "jax", "mixed")
     )
-    np.testing.assert_allclose(one, other, atol=1e-5)
-    np.testing.assert_allclose(one, both, atol=1e-5)
+    np.testing.assert_allclose(item, other, atol=1e-5)
+    np.testing.assert_allclose(item, both, atol=1e-5)
 
 
 def test_real_stays_lie_at_thirteen_blocks_with_few_deaths():

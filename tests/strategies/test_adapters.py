@@ -226,16 +226,16 @@ def test_dp_sgd_with_frozen_parameters_clips_the_others_in_torch_and_is_refused_
     local = replace(
         LOCAL, steps=1, learning_rate=1.0, batch_size=1, example_dp=ExampleDP(clip=1e-3, noise_multiplier=0)
     )
-    rule, one = LocalRule(frozen_parameters=("hidden_0.*",)), Examples(data.train(1).x[:1], data.train(1).y[:1])
+    rule, item = LocalRule(frozen_parameters=("hidden_0.*",)), Examples(data.train(1).x[:1], data.train(1).y[:1])
     trainer, _ = models.build_trainer("mlp", data, input_shape=(5,), framework="torch")
     request = Request(round=1, seed=1, params_D=trainer.init(1), local=local)
-    delta_D = trainer.fit(request, rule, [ClientWork(0, one)]).delta_KD[0]
+    delta_D = trainer.fit(request, rule, [ClientWork(0, item)]).delta_KD[0]
     assert np.linalg.norm(delta_D) == pytest.approx(1e-3, rel=1e-3)
     assert not delta_D[trainer.layout.positions(rule.frozen_parameters)].any()
     pytest.importorskip("jax")
     trainer, _ = models.build_trainer("mlp", data, input_shape=(5,), framework="jax")
     with pytest.raises(SettingError, match="framework=torch"):
-        trainer.fit(request, rule, [ClientWork(0, one)])
+        trainer.fit(request, rule, [ClientWork(0, item)])
 
 
 def test_a_model_without_adapters_is_refused_with_its_names():

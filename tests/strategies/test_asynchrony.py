@@ -73,13 +73,13 @@ def test_fedbuff_steps_by_the_mean_of_its_buffer_weighted_by_staleness():
     rounds = steps(Strategy(select=everyone(), aggregate=mean(weighting="equal"), asynchrony=rule), lognormal(), 40)
     data, stale = linear_problem(), 0
     for (before, after), ages in zip(pairwise(rounds), seen[1:], strict=True):
-        under_way = {one.client: one.request for one in before.state.in_flight}
+        under_way = {item.client: item.request for item in before.state.in_flight}
         if not under_way.keys() >= set(after.cohort) or len(set(after.cohort)) < 2:
             continue  # a request was sent and completed within this step
         orders = [under_way[client] for client in after.cohort]
         assert ages == [after.number - order.round for order in orders]
         triples = zip(orders, after.cohort, ages, strict=True)
-        moved_KD = [weighted_update(data, *one) for one in triples]
+        moved_KD = [weighted_update(data, *item) for item in triples]
         expected_D = before.state.params_D + np.mean(moved_KD, axis=0)
         assert np.allclose(after.state.params_D, expected_D, rtol=0, atol=1e-6)
         stale += max(ages) > 0
@@ -97,7 +97,7 @@ def test_fedasync_mixes_in_the_model_that_arrives_by_algorithm_1():
     data, checked = linear_problem(), 0
     for before, after in pairwise(rounds):
         (client,) = after.cohort
-        order = next((one.request for one in before.state.in_flight if one.client == client), None)
+        order = next((item.request for item in before.state.in_flight if item.client == client), None)
         if order is None:
             continue
         (updates,) = serial(data, LinearTrainer(3)).fit(order, fedavg(), [client])
@@ -129,7 +129,7 @@ def test_down_weighting_the_stale_keeps_fedasync_closer_to_the_optimum_than_mixi
 def test_no_client_gets_the_same_model_twice_and_none_two_orders_at_a_time():
     rounds = steps(fedbuff(buffer_size=4, concurrency=3), lognormal(sigma=2.0), 15)
     for done in rounds:
-        at_work = [one.client for one in done.state.in_flight]
+        at_work = [item.client for item in done.state.in_flight]
         assert len(set(at_work)) == len(at_work) <= 3
     landed = [client for done in rounds for client in done.cohort]
     assert set(landed) == set(range(6)), "a client was never selected"

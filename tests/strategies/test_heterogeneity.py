@@ -156,11 +156,11 @@ def test_calibrated_logits_unlearn_no_class_that_a_client_has_not(skewed, framew
 
 
 def test_calibrated_logits_are_the_same_in_both_frameworks_alone_and_together(skewed):
-    made = [trainer_of(skewed, "torch"), trainer_of(skewed, "jax"), trainer_of(skewed, "torch").with_batching("vmap")]
+    built = [trainer_of(skewed, "torch"), trainer_of(skewed, "jax"), trainer_of(skewed, "torch").with_batching("vmap")]
     work = [ClientWork(client=k, examples=skewed.train(k)) for k in range(5)]
-    order = Request(round=1, seed=1, params_D=made[0].init(1), local=LocalSettings(learning_rate=0.1))
-    one, *others = [np.asarray(trainer.fit(order, strategies.fedlc().local, work).delta_KD) for trainer in made]
-    assert all(np.allclose(one, other, atol=1e-5) for other in others)
+    order = Request(round=1, seed=1, params_D=built[0].init(1), local=LocalSettings(learning_rate=0.1))
+    item, *others = [np.asarray(trainer.fit(order, strategies.fedlc().local, work).delta_KD) for trainer in built]
+    assert all(np.allclose(item, other, atol=1e-5) for other in others)
 
 
 def test_calibrated_logits_help_where_labels_are_skewed_and_clients_train_long(small, skewed):
@@ -183,11 +183,11 @@ def test_calibrated_logits_are_refused_where_there_are_no_classes(small):
 
 def test_where_training_begins_is_where_an_update_is_counted_from(skewed):
     """Check each trainer and batching: a client with a start of its own moves as if it had received that model."""
-    made = [trainer_of(skewed, "torch"), trainer_of(skewed, "torch").with_batching("vmap"), trainer_of(skewed, "jax")]
-    params_D = made[0].init(1)
-    there_D = made[0].init(2)
+    built = [trainer_of(skewed, "torch"), trainer_of(skewed, "torch").with_batching("vmap"), trainer_of(skewed, "jax")]
+    params_D = built[0].init(1)
+    there_D = built[0].init(2)
     local = LocalSettings(learning_rate=0.1)
-    for trainer in made:
+    for trainer in built:
         order, other = (Request(round=1, seed=1, params_D=sent_D, local=local) for sent_D in (params_D, there_D))
         mixed = [
             ClientWork(client=0, examples=skewed.train(0)),

@@ -128,8 +128,8 @@ def test_it_is_the_same_in_both_frameworks_however_clients_are_trained(data, mod
 def test_processes_that_share_a_block_give_the_same_bits(data):
     strategy, trainer = strategies.moon(mu=5.0), trainer_of(data)
     engines = (serial, partial(vector, batching="process_pool"))
-    one, several = (end(strategy, engine(data, trainer)) for engine in engines)
-    assert np.array_equal(one.state.params_D, several.state.params_D)
+    item, several = (end(strategy, engine(data, trainer)) for engine in engines)
+    assert np.array_equal(item.state.params_D, several.state.params_D)
 
 
 def test_a_client_s_first_round_is_federated_averaging_s_and_no_later_one_is(data):

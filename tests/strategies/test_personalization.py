@@ -128,22 +128,22 @@ def test_fedbn_keeps_normalisation_layers_at_their_clients(small, framework):
         task="regression", num_classes=1, clients=range(2), train=clients.__getitem__, test=clients.__getitem__
     )
     settings = {"trainer": trainer, "epochs": 10, "batch_size": 8}
-    own, engine = small.run(strategies.fedbn(), data, rounds=15, **settings)
+    current, engine = small.run(strategies.fedbn(), data, rounds=15, **settings)
     shared, _ = small.run(strategies.fedavg(), data, rounds=15, **settings)
-    assert own.evaluation.pooled["loss"] < 0.3 * shared.evaluation.pooled["loss"]
+    assert current.evaluation.pooled["loss"] < 0.3 * shared.evaluation.pooled["loss"]
     norms = trainer.layout.positions(("norm.*",))
-    assert np.array_equal(as_numpy(own.state.params_D)[norms], trainer.init(1)[norms])
+    assert np.array_equal(as_numpy(current.state.params_D)[norms], trainer.init(1)[norms])
     assert not np.allclose(
         engine.client_states[0][PERSONAL_PARAMETERS], engine.client_states[1][PERSONAL_PARAMETERS], atol=0.1
     )
-    assert own.bytes_up == 2 * 4 * 5
+    assert current.bytes_up == 2 * 4 * 5
 
 
 def test_ifca_recovers_two_planted_clusters(small):
     rng = np.random.default_rng(0)
     x = [rng.normal(size=(20, 3)) for _ in range(6)]
     wanted = np.array([1.0, -2.0, 0.5])
-    data = small.federation([(own, own @ (wanted if k % 2 else -wanted)) for k, own in enumerate(x)])
+    data = small.federation([(current, current @ (wanted if k % 2 else -wanted)) for k, current in enumerate(x)])
     last, engine = small.run(strategies.ifca(seed=1), data, rounds=30, steps=5, learning_rate=0.1)
     ends = np.stack([last.state.params_D[1:], last.state.aggregate["model_1"][1:]])
     assert np.allclose(np.sort(ends[:, 0]), [-1, 1], atol=0.05)

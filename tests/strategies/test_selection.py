@@ -92,9 +92,9 @@ def noisy(*clients):
     data = linear_problem(num_clients=12)
 
     def train(client):
-        own = data.train(client)
-        noise = np.random.default_rng(client).normal(0, 20, len(own.y)).astype(np.float32)
-        return type(own)(own.x, own.y + noise) if client in clients else own
+        current = data.train(client)
+        noise = np.random.default_rng(client).normal(0, 20, len(current.y)).astype(np.float32)
+        return type(current)(current.x, current.y + noise) if client in clients else current
 
     return type(data)(task="regression", num_classes=1, clients=data.clients, train=train, test=data.test)
 
@@ -103,9 +103,9 @@ def test_power_of_choice_asks_everyone_once_and_then_those_with_large_losses():
     data = noisy(2, 7, 11)
     strategy = strategies.power_of_choice(clients_per_round=3, num_candidates=12)
     rounds = cohorts(strategy, data, rounds=12)
-    first = [client for one in rounds[:4] for client in one.cohort]
+    first = [client for item in rounds[:4] for client in item.cohort]
     assert sorted(first) == list(range(12))
-    later = Counter(client for one in rounds[8:] for client in one.cohort)
+    later = Counter(client for item in rounds[8:] for client in item.cohort)
     assert sum(later[k] for k in (2, 7, 11)) >= 0.9 * sum(later.values())
 
 
@@ -121,10 +121,10 @@ def test_oort_prefers_useful_clients_and_goes_on_trying_new_ones():
     data = noisy(2, 7, 11)
     strategy = strategies.oort(clients_per_round=4, exploration=0.5, min_exploration=0.0, decay=0.5)
     rounds = cohorts(strategy, data, rounds=30)
-    assert len({client for one in rounds[:3] for client in one.cohort}) >= 6
-    later = Counter(client for one in rounds[8:] for client in one.cohort)
+    assert len({client for item in rounds[:3] for client in item.cohort}) >= 6
+    later = Counter(client for item in rounds[8:] for client in item.cohort)
     assert sum(later[k] for k in (2, 7, 11)) > 0.5 * sum(later.values())
-    assert all(len(set(one.cohort)) == 4 for one in rounds)
+    assert all(len(set(item.cohort)) == 4 for item in rounds)
 
 
 def test_oort_comes_back_to_a_client_that_was_not_asked_for_long():
@@ -146,7 +146,7 @@ def test_what_a_selector_has_learnt_is_in_the_checkpoint(strategy, tmp_path):
     path = checkpoint.save(tmp_path, half, engine.client_states, layout=TRAINER.layout)
     state, _ = checkpoint.load(path, TRAINER.layout)
     resumed = cohorts(strategy, data, rounds=6, state=state)
-    assert [one.cohort for one in resumed] == [one.cohort for one in whole[3:]]
+    assert [item.cohort for item in resumed] == [item.cohort for item in whole[3:]]
     assert np.array_equal(resumed[-1].state.params_D, whole[-1].state.params_D)
 
 

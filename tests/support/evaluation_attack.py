@@ -79,8 +79,8 @@ def _above(ask: Ask, direction_F: np.ndarray, threshold: float) -> tuple[int, in
     far_loss, far_confusion = _ask(ask, far)
     num_positive = far_confusion[1].sum()
     positives = far_loss - STEEP * FAR * num_positive  # sum over positives of -m
-    own = loss - positives  # a negative example above adds m; a positive example above adds m, as its -m is missing
-    return count, label, float(own / STEEP)
+    current = loss - positives  # a negative example above adds m; a positive example above adds m, as its -m is missing
+    return count, label, float(current / STEEP)
 
 
 def _ask(ask: Ask, model: np.ndarray) -> tuple[float, np.ndarray]:

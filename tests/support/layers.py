@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 NAMES = ("unit", "framework", "process", "cli", "docs")
-OWN = ("fedlearn", "simulations", "strategies")  # packages with doctests
+WITH_DOCTESTS = ("fedlearn", "simulations", "strategies")  # packages with doctests
 
 TABLE = {
-    **dict.fromkeys(OWN, "unit"),
+    **dict.fromkeys(WITH_DOCTESTS, "unit"),
     "fedlearn/testing": "framework",
     "tests": "unit",
     "tests/callbacks/test_figure_style": "framework",
@@ -155,7 +155,7 @@ class Layers:
         if collection_path.suffix != ".py" or not collection_path.is_relative_to(self.root):
             return None
         text = collection_path.read_text(encoding="utf-8")
-        if collection_path.relative_to(self.root).parts[0] in OWN and ">>>" not in text:
+        if collection_path.relative_to(self.root).parts[0] in WITH_DOCTESTS and ">>>" not in text:
             return True
         wanted = config.option.markexpr
         others = wanted in NAMES and self.layer_of(collection_path) not in (wanted, None)

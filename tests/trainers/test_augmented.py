@@ -93,10 +93,10 @@ def of(framework, data, how):
     return AugmentedTrainer(build_trainer("mlp", data, input_shape=SHAPE, framework=framework)[0], how)
 
 
-def fit(made, data, *, clients=(0, 1), round=1):
-    order = Request(round=round, seed=1, params_D=made.init(1), local=LocalSettings(batch_size=4))
+def fit(built, data, *, clients=(0, 1), round=1):
+    order = Request(round=round, seed=1, params_D=built.init(1), local=LocalSettings(batch_size=4))
     return np.asarray(
-        made.fit(order, plain_training, [ClientWork(client=k, examples=data.train(k)) for k in clients]).delta_KD
+        built.fit(order, plain_training, [ClientWork(client=k, examples=data.train(k)) for k in clients]).delta_KD
     )
 
 
@@ -104,17 +104,17 @@ def test_both_frameworks_train_on_the_same_pixels(data):
     pytest.importorskip("torch")
     pytest.importorskip("flax")
     how = Augmentation(shift=2)
-    one, other = (of(framework, data, how) for framework in ("torch", "jax"))
-    np.testing.assert_allclose(fit(one, data), fit(other, data), atol=1e-5)
-    mixed = AugmentedTrainer(MixedTrainer([one.trainer, other.trainer]), how)
-    np.testing.assert_array_equal(fit(mixed, data)[0], fit(one, data)[0])
+    item, other = (of(framework, data, how) for framework in ("torch", "jax"))
+    np.testing.assert_allclose(fit(item, data), fit(other, data), atol=1e-5)
+    mixed = AugmentedTrainer(MixedTrainer([item.trainer, other.trainer]), how)
+    np.testing.assert_array_equal(fit(mixed, data)[0], fit(item, data)[0])
 
 
 def test_a_client_trains_alike_alone_and_among_others_and_differently_in_each_round(data):
     pytest.importorskip("torch")
-    made = of("torch", data, Augmentation(shift=2))
-    np.testing.assert_array_equal(fit(made, data)[1], fit(made, data, clients=(1,))[0])
-    assert np.abs(fit(made, data) - fit(made, data, round=2)).max() > 1e-4
+    built = of("torch", data, Augmentation(shift=2))
+    np.testing.assert_array_equal(fit(built, data)[1], fit(built, data, clients=(1,))[0])
+    assert np.abs(fit(built, data) - fit(built, data, round=2)).max() > 1e-4
 
 
 def test_without_distortion_it_is_the_trainer_itself_and_it_predicts_as_that_does(data):

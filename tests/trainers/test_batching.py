@@ -111,7 +111,7 @@ def test_shares_are_balanced_by_size_and_lose_nobody():
 
 class Stumbling(LinearTrainer):
     def fit(self, order, rule, work):
-        if any(one.client == 2 for one in work):
+        if any(item.client == 2 for item in work):
             raise ValueError("cannot train on this")
         return super().fit(order, rule, work)
 
@@ -124,7 +124,7 @@ class Dying(LinearTrainer):
         self.home = os.getpid()
 
     def fit(self, order, rule, work):
-        if any(one.client == 2 for one in work) and os.getpid() != self.home:
+        if any(item.client == 2 for item in work) and os.getpid() != self.home:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().fit(order, rule, work)
 

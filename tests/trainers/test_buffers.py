@@ -84,11 +84,11 @@ LAYOUT = TORCH.layout
 def examples():
     """Return clients whose features have different means and scales."""
     rng = np.random.default_rng(0)
-    made = []
+    built = []
     for k, size in enumerate(SIZES):
         x = (rng.normal(size=(size, FEATURES)) * (1 + k) + 3 * k).astype(np.float32)
-        made.append(Examples(x, ((x - 3 * k) / (1 + k) @ [1.0, -2.0, 0.5]).astype(np.float32)))
-    return made
+        built.append(Examples(x, ((x - 3 * k) / (1 + k) @ [1.0, -2.0, 0.5]).astype(np.float32)))
+    return built
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +103,12 @@ def averaging(strategy=None):
 
 
 def run(strategy, data, trainer=TORCH, *, rounds=3, engine=serial, state=None, memories=None, local=None):
-    made = engine(data, trainer)
-    made.client_states.update(memories or {})
-    state = state or start(strategy, trainer.init(1), made, seed=1)
+    built = engine(data, trainer)
+    built.client_states.update(memories or {})
+    state = state or start(strategy, trainer.init(1), built, seed=1)
     evaluate = judge(Scenario(name="normed", data=data, trainer=trainer, model="norm"))
     plan = Schedule(rounds=rounds)
-    return list(federate(strategy, made, state, schedule=plan, local=local or LOCAL, evaluate=evaluate)), made
+    return list(federate(strategy, built, state, schedule=plan, local=local or LOCAL, evaluate=evaluate)), built
 
 
 def order(**changes):
@@ -188,7 +188,7 @@ def test_averaged_runs_are_equal_in_torch_jax_and_both_mixed_and_in_every_engine
 
 
 def test_jax_takes_the_same_statistics_with_clients_side_by_side(examples):
-    work = [ClientWork(client=k, examples=one) for k, one in enumerate(examples)]
+    work = [ClientWork(client=k, examples=item) for k, item in enumerate(examples)]
     rows = [np.asarray(JAX.with_batching(how).fit(order(), plain_training, work).delta_KD) for how in ("map", "vmap")]
     np.testing.assert_allclose(*rows, rtol=0, atol=1e-6)
 
@@ -218,8 +218,8 @@ def test_local_statistics_never_leave_and_each_client_is_judged_by_its_own(data,
     assert rounds[0].bytes_up == len(SIZES) * 4 * LAYOUT.trainable.num_parameters
     first, last = named(TORCH.init(1)), named(rounds[-1].state.params_D)
     assert all(np.array_equal(first[name], last[name]) for name in STATISTICS)  # the server's values are unchanged
-    own = [engine.client_states[client]["local.kept"][:FEATURES].mean() for client in data.clients]
-    assert np.all(np.diff(own) > 0.5)  # in the order of the clients' features
+    current = [engine.client_states[client]["local.kept"][:FEATURES].mean() for client in data.clients]
+    assert np.all(np.diff(current) > 0.5)  # in the order of the clients' features
     seen = rounds[-1].evaluation
     alone = [trainer.predict(rounds[-1].state.params_D, data.test(k).x)[:, 0] - data.test(k).y for k in data.clients]
     assert seen.pooled["rmse"] < np.sqrt(np.mean(np.concatenate(alone) ** 2))
@@ -240,17 +240,17 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(data, tmp_path, policy):
 
 
 def test_server_optimisers_leave_statistics_to_the_mean(data):
-    (one,), _ = run(averaging(strategies.fedadam(learning_rate=1.0)), data, rounds=1)
+    (item,), _ = run(averaging(strategies.fedadam(learning_rate=1.0)), data, rounds=1)
     (other,), _ = run(averaging(strategies.fedavg()), data, rounds=1)
     at = LAYOUT.positions(STATISTICS)
-    assert np.array_equal(one.state.params_D[at], other.state.params_D[at])
-    assert not np.allclose(one.state.params_D, other.state.params_D)
+    assert np.array_equal(item.state.params_D[at], other.state.params_D[at])
+    assert not np.allclose(item.state.params_D, other.state.params_D)
 
 
 def test_a_rule_on_all_updates_moves_statistics_too(data):
     still = stacked(lambda updates, state, context: (0 * updates.delta_KD[0], state))
-    (one,), _ = run(averaging(Strategy(select=everyone(), aggregate=still)), data, rounds=1)
-    assert np.array_equal(one.state.params_D, TORCH.init(1))
+    (item,), _ = run(averaging(Strategy(select=everyone(), aggregate=still)), data, rounds=1)
+    assert np.array_equal(item.state.params_D, TORCH.init(1))
 
 
 def test_fedbn_keeps_the_statistics_with_the_norms(data):
@@ -274,14 +274,14 @@ def test_statistics_move_in_both_parts_of_a_training_in_parts(data, examples):
 
 
 def test_integer_buffers_are_as_given_whenever_a_client_begins(examples):
-    made = TorchTrainer(TorchNet(momentum=None), task="regression")
-    work = [ClientWork(client=k, examples=one) for k, one in enumerate(examples)]
-    block = made.fit(order(epochs=1), plain_training, work).delta_KD
-    alone = [made.fit(order(epochs=1), plain_training, [one]).delta_KD[0] for one in work]
+    built = TorchTrainer(TorchNet(momentum=None), task="regression")
+    work = [ClientWork(client=k, examples=item) for k, item in enumerate(examples)]
+    block = built.fit(order(epochs=1), plain_training, work).delta_KD
+    alone = [built.fit(order(epochs=1), plain_training, [item]).delta_KD[0] for item in work]
     assert np.array_equal(block, np.stack(alone))
     plan_KSB, _ = batch_plans(order(epochs=1), np.array([1]), np.array([SIZES[1]]))
     means = [examples[1].x[rows[rows >= 0]].mean(0) for rows in plan_KSB[0]]
-    found = named(made.init(1) + block[1])["norm.running_mean"]
+    found = named(built.init(1) + block[1])["norm.running_mean"]
     np.testing.assert_allclose(found, np.mean(means, axis=0), atol=1e-5)
 
 
@@ -317,11 +317,11 @@ def test_what_is_no_mean_of_statistics_is_refused(data):
 
 def test_scaffold_averages_statistics_as_fedavg_does_in_its_first_round(data):
     plain = replace(LOCAL, momentum=0.0)  # SCAFFOLD is correct for plain SGD only
-    (one,), _ = run(averaging(strategies.scaffold()), data, rounds=1, local=plain)
+    (item,), _ = run(averaging(strategies.scaffold()), data, rounds=1, local=plain)
     equal = Strategy(select=everyone(), aggregate=mean(weighting="equal"))
     (other,), _ = run(averaging(equal), data, rounds=1, local=plain)
     at = LAYOUT.positions(STATISTICS)
-    np.testing.assert_allclose(one.state.params_D[at], other.state.params_D[at], atol=1e-6)
+    np.testing.assert_allclose(item.state.params_D[at], other.state.params_D[at], atol=1e-6)
 
 
 def test_a_model_with_buffers_is_never_stepped_together_with_others_in_torch():

@@ -125,16 +125,16 @@ def test_the_sum_in_torch_is_that_of_gradients_clipped_one_by_one(name, clip):
     sums, loss_B = clipped(x, y)
     expected = [torch.zeros_like(leaf) for leaf in leaves]
     for i in range(B):
-        one = torch.autograd.grad(losses(module(x[i : i + 1]), y[i : i + 1]).sum(), leaves)
-        norm = torch.sqrt(sum(g.square().sum() for g in one))
-        for total, g in zip(expected, one, strict=True):
+        item = torch.autograd.grad(losses(module(x[i : i + 1]), y[i : i + 1]).sum(), leaves)
+        norm = torch.sqrt(sum(g.square().sum() for g in item))
+        for total, g in zip(expected, item, strict=True):
             total += g * min(1.0, clip / float(norm))
     assert clipped.method == METHODS.get(name, "graph")
     assert torch.allclose(loss_B, losses(module(x), y), atol=1e-6)
     # otherwise the graphs of a client's steps would accumulate in memory
-    assert not any(own.requires_grad for own in [*sums, loss_B])
-    for total, own in zip(expected, sums, strict=True):
-        assert (total - own).abs().max() < 1e-6 * max(1.0, float(total.abs().max()))
+    assert not any(current.requires_grad for current in [*sums, loss_B])
+    for total, current in zip(expected, sums, strict=True):
+        assert (total - current).abs().max() < 1e-6 * max(1.0, float(total.abs().max()))
 
 
 def test_a_model_that_autograd_refuses_is_refused_here_too():
@@ -215,12 +215,12 @@ def test_the_sum_in_jax_is_that_of_gradients_clipped_one_by_one(name, clip):
     sums, loss = clipped_gradient(loss_of, clip=clip)(params, x, y, real, key)
     expected = jax.tree.map(np.zeros_like, params)
     for i in np.flatnonzero(real):
-        one = jax.grad(lambda p, i=i: loss_of(p, x[i : i + 1], y[i : i + 1], key).sum())(params)
-        norm = np.sqrt(sum(float((leaf**2).sum()) for leaf in jax.tree.leaves(one)))
-        expected = jax.tree.map(lambda total, g, norm=norm: total + g * min(1.0, clip / norm), expected, one)
+        item = jax.grad(lambda p, i=i: loss_of(p, x[i : i + 1], y[i : i + 1], key).sum())(params)
+        norm = np.sqrt(sum(float((leaf**2).sum()) for leaf in jax.tree.leaves(item)))
+        expected = jax.tree.map(lambda total, g, norm=norm: total + g * min(1.0, clip / norm), expected, item)
     assert float(loss) == pytest.approx(float(loss_of(params, x, y, key)[real].sum()), rel=1e-5)
-    for total, own in zip(jax.tree.leaves(expected), jax.tree.leaves(sums), strict=True):
-        assert np.abs(total - own).max() < 1e-6 * max(1.0, float(np.abs(total).max()))
+    for total, current in zip(jax.tree.leaves(expected), jax.tree.leaves(sums), strict=True):
+        assert np.abs(total - current).max() < 1e-6 * max(1.0, float(np.abs(total).max()))
 
 
 def trainer(framework, sizes=(20, 8, CLASSES)):
@@ -236,15 +236,15 @@ def examples(num=50, features=20, seed=0):
     return Examples(rng.normal(size=(num, features)).astype(np.float32), rng.integers(0, CLASSES, num))
 
 
-def order(made, *, clip=1.0, noise_multiplier=1.0, round=1, deployed=False, **local):
+def order(built, *, clip=1.0, noise_multiplier=1.0, round=1, deployed=False, **local):
     dp = ExampleDP(clip=clip, noise_multiplier=noise_multiplier)
     settings = LocalSettings(**{"batch_size": 16, "learning_rate": 0.1, "example_dp": dp, **local})
-    return Request(round=round, seed=1, params_D=made.init(1), local=settings, deployed=deployed)
+    return Request(round=round, seed=1, params_D=built.init(1), local=settings, deployed=deployed)
 
 
-def fitted(made, asked, clients=(0,), data=None, rule=plain_training):
+def fitted(built, asked, clients=(0,), data=None, rule=plain_training):
     work = [ClientWork(client=c, examples=data or examples(seed=c)) for c in clients]
-    return np.asarray(made.fit(asked, rule, work).delta_KD)
+    return np.asarray(built.fit(asked, rule, work).delta_KD)
 
 
 PASSES = {"epochs": 2}
@@ -255,21 +255,21 @@ PASSES = {"epochs": 2}
     [PASSES, {**PASSES, "momentum": 0.9, "weight_decay": 0.1}, {**PASSES, "optimizer": "adamw"}, {"steps": 9}],
 )
 def test_torch_and_jax_train_alike_without_noise(settings):
-    one, other = (
-        fitted(made, order(made, noise_multiplier=0.0, **settings), clients=(0, 1, 2))
-        for made in (trainer("torch"), trainer("jax"))
+    item, other = (
+        fitted(built, order(built, noise_multiplier=0.0, **settings), clients=(0, 1, 2))
+        for built in (trainer("torch"), trainer("jax"))
     )
-    assert np.abs(one).max() > 1e-3
-    assert np.abs(one - other).max() < (1e-4 if "optimizer" in settings else 1e-6)
+    assert np.abs(item).max() > 1e-3
+    assert np.abs(item - other).max() < (1e-4 if "optimizer" in settings else 1e-6)
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_noise_has_the_standard_deviation_that_is_accounted_for(framework):
-    made = trainer(framework, (1000, 100, CLASSES))
-    asked = order(made, clip=2.0, noise_multiplier=1.5, steps=1, learning_rate=1.0)
+    built = trainer(framework, (1000, 100, CLASSES))
+    asked = order(built, clip=2.0, noise_multiplier=1.5, steps=1, learning_rate=1.0)
     without_noise = replace(asked, local=replace(asked.local, example_dp=ExampleDP(clip=2.0, noise_multiplier=0.0)))
     data = examples(features=1000)
-    noise = fitted(made, asked, data=data) - fitted(made, without_noise, data=data)
+    noise = fitted(built, asked, data=data) - fitted(built, without_noise, data=data)
     assert noise.size > 1e5
     assert noise.std() == pytest.approx(2.0 * 1.5 / 16, rel=0.02)  # divided by the expected batch
     assert abs(noise.mean()) < 5 * noise.std() / np.sqrt(noise.size)
@@ -277,23 +277,23 @@ def test_noise_has_the_standard_deviation_that_is_accounted_for(framework):
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_noise_is_fresh_for_each_client_round_and_step(framework):
-    made, data = trainer(framework), examples()
-    first = order(made, learning_rate=1.0, steps=1)
-    rounds = [fitted(made, replace(first, round=number), (0, 1), data) for number in (1, 2)]
-    two = fitted(made, replace(first, local=replace(first.local, steps=2)), (0,), data)[0] - rounds[0][0]
+    built, data = trainer(framework), examples()
+    first = order(built, learning_rate=1.0, steps=1)
+    rounds = [fitted(built, replace(first, round=number), (0, 1), data) for number in (1, 2)]
+    two = fitted(built, replace(first, local=replace(first.local, steps=2)), (0,), data)[0] - rounds[0][0]
     drawn = [rounds[0][0], rounds[0][1], rounds[1][0], rounds[1][1], two]
     correlations = np.corrcoef(np.stack(drawn))[np.triu_indices(5, 1)]
     assert np.abs(correlations).max() < 0.5
-    assert np.array_equal(fitted(made, first, (0, 1), data), rounds[0])
+    assert np.array_equal(fitted(built, first, (0, 1), data), rounds[0])
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_a_client_trains_the_same_alone_in_a_block_and_together(framework):
-    made = trainer(framework)
-    asked = order(made, epochs=2)
-    block = fitted(made.with_batching("map"), asked, (0, 1, 2, 3, 4))
-    together = fitted(made.with_batching("vmap"), asked, (0, 1, 2, 3, 4))
-    alone = np.concatenate([fitted(made.with_batching("map"), asked, (client,)) for client in range(5)])
+    built = trainer(framework)
+    asked = order(built, epochs=2)
+    block = fitted(built.with_batching("map"), asked, (0, 1, 2, 3, 4))
+    together = fitted(built.with_batching("vmap"), asked, (0, 1, 2, 3, 4))
+    alone = np.concatenate([fitted(built.with_batching("map"), asked, (client,)) for client in range(5)])
     assert np.abs(block - alone).max() <= (0 if framework == "torch" else 1e-6)
     assert np.abs(block - together).max() < 1e-5
 
@@ -302,25 +302,25 @@ def test_a_client_trains_the_same_alone_in_a_block_and_together(framework):
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 @pytest.mark.parametrize("poison", [np.nan, np.inf, 3e38])
 def test_an_example_of_any_value_moves_a_step_by_no_more_than_the_clip(framework, batching, poison):
-    made, data = trainer(framework).with_batching(batching), examples(num=16)
-    asked = order(made, clip=0.5, noise_multiplier=0.0, steps=1, learning_rate=1.0)  # rate 1: all examples are drawn
+    built, data = trainer(framework).with_batching(batching), examples(num=16)
+    asked = order(built, clip=0.5, noise_multiplier=0.0, steps=1, learning_rate=1.0)  # rate 1: all examples are drawn
     spoilt = Examples(data.x.copy(), data.y)
     spoilt.x[3] = poison
-    moved = fitted(made, asked, data=spoilt) - fitted(made, asked, data=data)
+    moved = fitted(built, asked, data=spoilt) - fitted(built, asked, data=data)
     assert np.isfinite(moved).all()
     assert 0 < np.linalg.norm(moved) <= 2 * 0.5 / 16 * (1 + 1e-4)
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_an_empty_batch_is_noised_and_counted(framework):
-    made, asked = trainer(framework), None
-    asked = order(made, batch_size=1, steps=12, learning_rate=1.0)
+    built, asked = trainer(framework), None
+    asked = order(built, batch_size=1, steps=12, learning_rate=1.0)
     data = examples(num=40)
     plan_KSB, steps_K = poisson_plans(asked, np.array([0]), np.array([40]))
     empty = (plan_KSB[0] < 0).all(axis=1)
     assert 1 <= empty.sum() < 12
     assert steps_K.tolist() == [12]
-    longer = [fitted(made, replace(asked, local=replace(asked.local, steps=s)), data=data)[0] for s in range(1, 13)]
+    longer = [fitted(built, replace(asked, local=replace(asked.local, steps=s)), data=data)[0] for s in range(1, 13)]
     strides = [np.linalg.norm(after - before) for before, after in pairwise([np.zeros_like(longer[0]), *longer])]
     assert min(strides) > 0.5 * np.sqrt(longer[0].size)
 
@@ -328,11 +328,11 @@ def test_an_empty_batch_is_noised_and_counted(framework):
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_what_a_rule_adds_to_a_gradient_is_not_clipped(framework):
     # two steps: the proximal term pulls the second one back by exactly mu times the first
-    made, data = trainer(framework), examples(num=16)
-    asked = order(made, clip=0.1, noise_multiplier=0.0, steps=1, learning_rate=1.0)
+    built, data = trainer(framework), examples(num=16)
+    asked = order(built, clip=0.1, noise_multiplier=0.0, steps=1, learning_rate=1.0)
     two = replace(asked, local=replace(asked.local, steps=2))
-    once, free = fitted(made, asked, data=data), fitted(made, two, data=data)
-    held = fitted(made, two, data=data, rule=proximal(0.75))
+    once, free = fitted(built, asked, data=data), fitted(built, two, data=data)
+    held = fitted(built, two, data=data, rule=proximal(0.75))
     assert np.allclose(held - free, -0.75 * once, atol=1e-6)
     assert isinstance(proximal(0.75), LocalRule)
 
@@ -351,17 +351,17 @@ def test_poisson_batches_take_each_example_at_the_rate_and_independently():
 
 def test_real_clients_draw_batches_that_do_not_follow_from_the_seed():
     asked = Request(round=1, seed=1, params_D=np.zeros(1), local=LocalSettings(batch_size=20, steps=5), deployed=True)
-    one, other = (poisson_plans(asked, np.array([3]), np.array([100]))[0] for _ in range(2))
-    assert one.shape != other.shape or not np.array_equal(one, other)
+    item, other = (poisson_plans(asked, np.array([3]), np.array([100]))[0] for _ in range(2))
+    assert item.shape != other.shape or not np.array_equal(item, other)
 
 
 @pytest.mark.parametrize("batching", ["map", "vmap"])
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_noise_of_real_clients_does_not_follow_from_the_seed(framework, batching):
-    made, data = trainer(framework, (400, 50, CLASSES)).with_batching(batching), examples(num=16, features=400)
-    asked = order(made, clip=0.01, noise_multiplier=2.0, steps=3, learning_rate=1.0, deployed=True)
-    one, other = (fitted(made, asked, (0, 1), data) for _ in range(2))
-    drawn = np.stack([*one, *other]) - fitted(made, replace(asked, local=without_noise(asked.local)), (0,), data)
+    built, data = trainer(framework, (400, 50, CLASSES)).with_batching(batching), examples(num=16, features=400)
+    asked = order(built, clip=0.01, noise_multiplier=2.0, steps=3, learning_rate=1.0, deployed=True)
+    item, other = (fitted(built, asked, (0, 1), data) for _ in range(2))
+    drawn = np.stack([*item, *other]) - fitted(built, replace(asked, local=without_noise(asked.local)), (0,), data)
     assert drawn.std() == pytest.approx(np.sqrt(3) * 0.01 * 2.0 / 16, rel=0.03)
     assert np.abs(np.corrcoef(drawn)[np.triu_indices(4, 1)]).max() < 0.05
 

@@ -82,11 +82,11 @@ def test_a_run_on_a_gpu_ends_where_one_on_the_cpu_does(data, framework, strategy
 def test_clipped_gradients_on_a_gpu_are_those_of_the_cpu(data, framework):
     deltas = []
     for device in ("cpu", "cuda:0"):
-        made = trainer(data, framework, device)
+        built = trainer(data, framework, device)
         dp = ExampleDP(clip=0.5, noise_multiplier=0.0)
-        order = Request(round=1, seed=1, params_D=made.init(1), local=LocalSettings(batch_size=16, example_dp=dp))
+        order = Request(round=1, seed=1, params_D=built.init(1), local=LocalSettings(batch_size=16, example_dp=dp))
         work = [ClientWork(client=client, examples=data.train(client)) for client in range(4)]
-        updates = replace(made.fit(order, plain_training, work), metrics={})
+        updates = replace(built.fit(order, plain_training, work), metrics={})
         deltas.append(np.asarray(updates.delta_KD.cpu() if hasattr(updates.delta_KD, "cpu") else updates.delta_KD))
     assert np.abs(deltas[0] - deltas[1]).max() < 1e-5
 

@@ -24,11 +24,11 @@ from simulations.models import build_trainer  # noqa: E402
 
 
 def module(value=7.0):
-    made = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 1))
+    built = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 1))
     with torch.no_grad():
-        for tensor in [*made.parameters(), *(b for b in made.buffers() if b.is_floating_point())]:
+        for tensor in [*built.parameters(), *(b for b in built.buffers() if b.is_floating_point())]:
             tensor.fill_(value)
-    return made
+    return built
 
 
 def data():
@@ -40,11 +40,11 @@ def data():
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_given_torch_module_keeps_its_weights_and_statistics(seed):
-    made = TorchTrainer(module(), task="binary")
-    assert (made.init(seed) == 7.0).all()
-    assert made.initialization == FROM_MODULE
+    built = TorchTrainer(module(), task="binary")
+    assert (built.init(seed) == 7.0).all()
+    assert built.initialization == FROM_MODULE
     drawn = TorchTrainer(module(), task="binary", initial=default_initial_parameters)
-    assert not (drawn.init(seed)[made.layout.slices["0.weight"]] == 7.0).any()
+    assert not (drawn.init(seed)[built.layout.slices["0.weight"]] == 7.0).any()
     assert drawn.initialization == FROM_SEED
 
 
@@ -60,13 +60,13 @@ def test_a_module_that_a_scenario_is_given_keeps_its_weights_and_a_named_model_d
 def test_given_flax_variables_are_kept_on_torch_s_axes():
     net = linen.Sequential([linen.Dense(3), linen.BatchNorm(use_running_average=True), linen.Dense(1)])
     variables = net.init(jax.random.key(5), np.zeros((1, 4), np.float32))
-    made = JaxTrainer(net, task="binary", input_shape=(4,), variables=variables)
-    assert made.initialization == FROM_MODULE
-    found = made.layout.unpack(made.init(9))
+    built = JaxTrainer(net, task="binary", input_shape=(4,), variables=variables)
+    assert built.initialization == FROM_MODULE
+    found = built.layout.unpack(built.init(9))
     kernel = np.asarray(variables["params"]["layers_0"]["kernel"])
     assert np.array_equal(found["layers_0.weight"], kernel.T)
     x = np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)
-    assert np.allclose(made.predict(made.init(9), x), net.apply(variables, x), atol=1e-6)
+    assert np.allclose(built.predict(built.init(9), x), net.apply(variables, x), atol=1e-6)
 
 
 @pytest.mark.parametrize("change", ["missing", "shape"])
@@ -83,9 +83,9 @@ def test_a_trainer_changes_neither_threads_nor_environment_nor_the_global_genera
     torch.set_num_threads(2)
     try:
         given, state = module(), torch.get_rng_state()
-        made = TorchTrainer(given, task="binary")
+        built = TorchTrainer(given, task="binary")
         JaxTrainer(linen.Dense(1), task="binary", input_shape=(4,))
-        made.predict(made.init(1), np.zeros((3, 4), np.float32))
+        built.predict(built.init(1), np.zeros((3, 4), np.float32))
         assert torch.get_num_threads() == 2
         assert torch.equal(torch.get_rng_state(), state)
     finally:

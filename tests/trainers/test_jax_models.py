@@ -78,9 +78,9 @@ def trainer(model, **options):
     return fedlearn.JaxTrainer(model, task="binary", **{"input_shape": (6,), **options})
 
 
-def trained(made, first_D=None, *, engine=vector, private=False):
-    running = engine(DATA, made)
-    state = start(STRATEGY, made.init(1) if first_D is None else first_D, running, seed=1)
+def trained(built, first_D=None, *, engine=vector, private=False):
+    running = engine(DATA, built)
+    state = start(STRATEGY, built.init(1) if first_D is None else first_D, running, seed=1)
     dp = ExampleDP(clip=1.0, noise_multiplier=0.0) if private else None
     local = LocalSettings(epochs=2, batch_size=8, learning_rate=0.1, example_dp=dp)
     for round in federate(STRATEGY, running, state, schedule=Schedule(rounds=2), local=local):
@@ -113,12 +113,12 @@ def test_a_model_trains_as_the_module_of_torch_with_the_same_names(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_engines_and_programs_train_equal_models(kind, rate):
     models = {"functions": lambda: PAIR, "nnx": lambda: Nnx(rate=rate), "equinox": lambda: equinox_net(rate)}
-    made = trainer(models[kind]())
-    final_D = trained(made, engine=serial)
-    assert np.abs(final_D - made.init(1)).max() > 0.01
-    np.testing.assert_array_equal(trained(made), final_D)
-    np.testing.assert_allclose(trained(made.with_batching("vmap")), final_D, atol=1e-5)
-    np.testing.assert_array_equal(trained(made, private=True), trained(made, private=True, engine=serial))
+    built = trainer(models[kind]())
+    final_D = trained(built, engine=serial)
+    assert np.abs(final_D - built.init(1)).max() > 0.01
+    np.testing.assert_array_equal(trained(built), final_D)
+    np.testing.assert_allclose(trained(built.with_batching("vmap")), final_D, atol=1e-5)
+    np.testing.assert_array_equal(trained(built, private=True), trained(built, private=True, engine=serial))
 
 
 @pytest.mark.slow
@@ -132,24 +132,24 @@ def test_dp_sgd_clips_each_example_of_any_model(kind):
 @pytest.mark.parametrize("kind", ["nnx", "equinox"])
 def test_a_module_keeps_its_weights_and_comes_back(kind):
     model = KINDS[kind]()
-    made = trainer(model, input_shape=None)
-    assert made.initialization == "weights as given"
-    params_D = made.init(1)
-    np.testing.assert_array_equal(params_D, made.init(2))
-    network = made.network(params_D + 1)
+    built = trainer(model, input_shape=None)
+    assert built.initialization == "weights as given"
+    params_D = built.init(1)
+    np.testing.assert_array_equal(params_D, built.init(2))
+    network = built.network(params_D + 1)
     run = network if kind == "nnx" else jax.vmap(network)
-    np.testing.assert_allclose(run(X), made.predict(params_D + 1, X), atol=1e-6)
-    np.testing.assert_array_equal(made.init(1), params_D)  # the module of the user has not changed
+    np.testing.assert_allclose(run(X), built.predict(params_D + 1, X), atol=1e-6)
+    np.testing.assert_array_equal(built.init(1), params_D)  # the module of the user has not changed
 
 
 def test_functions_draw_weights_from_the_seed():
-    made = trainer(PAIR)
-    assert [leaf.name for leaf in made.layout.leaves] == ["hidden.bias", "hidden.weight", "out.0", "out.1"]
-    assert made.initialization == "weights drawn from the seed"
-    np.testing.assert_array_equal(made.init(1), trainer(PAIR).init(1))
-    assert np.abs(made.init(1) - made.init(2)).max() > 0.01
-    run, params = made.network(made.init(1))
-    np.testing.assert_allclose(run(params, X), made.predict(made.init(1), X), atol=1e-6)
+    built = trainer(PAIR)
+    assert [leaf.name for leaf in built.layout.leaves] == ["hidden.bias", "hidden.weight", "out.0", "out.1"]
+    assert built.initialization == "weights drawn from the seed"
+    np.testing.assert_array_equal(built.init(1), trainer(PAIR).init(1))
+    assert np.abs(built.init(1) - built.init(2)).max() > 0.01
+    run, params = built.network(built.init(1))
+    np.testing.assert_allclose(run(params, X), built.predict(built.init(1), X), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["nnx", pytest.param("equinox", marks=pytest.mark.slow)])
@@ -170,9 +170,9 @@ def test_tied_parameters_of_nnx_stay_tied():
         def __call__(self, x):
             return self.out(jnp.tanh(self.second(jnp.tanh(self.first(x)))))
 
-    made = trainer(Tied())
-    assert [leaf.name for leaf in made.layout.leaves] == ["first.bias", "first.weight", "out.bias", "out.weight"]
-    module = made.network(trained(made))
+    built = trainer(Tied())
+    assert [leaf.name for leaf in built.layout.leaves] == ["first.bias", "first.weight", "out.bias", "out.weight"]
+    module = built.network(trained(built))
     assert module.first is module.second
 
 

@@ -23,9 +23,9 @@ LOCAL = LocalSettings(batch_size=32, learning_rate=0.1)
 
 def trained(framework, strategy, engine=vector, rounds=10):
     scenario = digits(framework=framework, partition=Dirichlet(num_clients=6))
-    made = engine(scenario.data, scenario.trainer)
-    state = start(strategy, scenario.trainer.init(1), made, seed=1)
-    *_, last = federate(strategy, made, state, schedule=Schedule(rounds=rounds), local=LOCAL)
+    built = engine(scenario.data, scenario.trainer)
+    state = start(strategy, scenario.trainer.init(1), built, seed=1)
+    *_, last = federate(strategy, built, state, schedule=Schedule(rounds=rounds), local=LOCAL)
     return last.state.params_D
 
 
@@ -40,13 +40,13 @@ def test_engines_agree_on_a_mixed_federation():
 
 def test_each_client_trains_in_its_own_framework_whoever_else_is_in_the_block():
     scenario = digits(framework="mixed", partition=Dirichlet(num_clients=4))
-    one, other = scenario.trainer.trainers
+    single, other = scenario.trainer.trainers
     order = Request(round=1, seed=1, params_D=scenario.trainer.init(1), local=LOCAL)
     work = [ClientWork(client=client, examples=scenario.data.train(client)) for client in (3, 0, 1)]
     mixed = scenario.trainer.fit(order, plain_training, work)
     assert mixed.clients_K.tolist() == [3, 0, 1]
     assert mixed.num_examples_K.tolist() == [len(item.examples) for item in work]
-    for row, trainer in ((0, other), (1, one), (2, other)):
+    for row, trainer in ((0, other), (1, single), (2, other)):
         alone = trainer.fit(order, plain_training, [work[row]])
         assert np.array_equal(np.asarray(alone.delta_KD)[0], mixed.delta_KD[row])
         assert alone.metrics["loss"].total_K[0] == mixed.metrics["loss"].total_K[row]

@@ -39,17 +39,17 @@ def trainer(*layers, shape=(FEATURES,)):
     return TorchTrainer(module, task="multiclass")
 
 
-def request(made, *, noise_multiplier=0.0, deployed=False, params_D=None, **local):
+def request(built, *, noise_multiplier=0.0, deployed=False, params_D=None, **local):
     dp = ExampleDP(clip=CLIP, noise_multiplier=noise_multiplier)
     settings = LocalSettings(**{"steps": 1, "batch_size": 1000, "learning_rate": 1.0, "example_dp": dp, **local})
-    params_D = made.init(1) if params_D is None else params_D
+    params_D = built.init(1) if params_D is None else params_D
     return Request(round=1, seed=1, params_D=params_D, local=settings, deployed=deployed)
 
 
-def summed(made, data, *, clients=(0,), **options):
+def summed(built, data, *, clients=(0,), **options):
     """Return the sum of the clipped gradients and noise of one step on all examples, ``(K, D)``."""
     work = [ClientWork(client=client, examples=data) for client in clients]
-    delta_KD = np.asarray(made.fit(request(made, **options), plain_training, work).delta_KD)
+    delta_KD = np.asarray(built.fit(request(built, **options), plain_training, work).delta_KD)
     return -delta_KD.astype(np.float64) * len(data)
 
 
@@ -57,42 +57,42 @@ def summed(made, data, *, clients=(0,), **options):
 @pytest.mark.parametrize("deployed", [False, True])
 def test_a_removed_example_does_not_change_the_draws_of_the_others(layer, deployed, monkeypatch):
     monkeypatch.setattr("fedlearn.trainers.example_keys.os.urandom", lambda size: bytes(size))
-    made, data = trainer(layer), examples()
-    moved = summed(made, data, deployed=deployed) - summed(made, without_first(data), deployed=deployed)
+    built, data = trainer(layer), examples()
+    moved = summed(built, data, deployed=deployed) - summed(built, without_first(data), deployed=deployed)
     assert np.linalg.norm(moved) <= CLIP * (1 + 1e-4)
 
 
 def test_draws_of_real_clients_do_not_follow_from_the_seed():
-    made, data = trainer(nn.Dropout(0.5)), examples()
-    first, second = (summed(made, data, deployed=True) for _ in range(2))
+    built, data = trainer(nn.Dropout(0.5)), examples()
+    first, second = (summed(built, data, deployed=True) for _ in range(2))
     assert np.linalg.norm(first - second) > CLIP
-    again = [summed(made, data) for _ in range(2)]
+    again = [summed(built, data) for _ in range(2)]
     assert np.array_equal(*again)
 
 
 def test_draws_differ_between_steps_rounds_and_clients():
-    made, data = trainer(nn.Dropout(0.5)), examples()
-    first = summed(made, data, clients=(0, 1))
+    built, data = trainer(nn.Dropout(0.5)), examples()
+    first = summed(built, data, clients=(0, 1))
     assert np.linalg.norm(first[0] - first[1]) > CLIP
-    one, two = (summed(made, data, learning_rate=1e-3, steps=steps) * 1e3 for steps in (1, 2))
-    assert np.linalg.norm(two - 2 * one) > CLIP  # the parameters hardly change in between
+    item, two = (summed(built, data, learning_rate=1e-3, steps=steps) * 1e3 for steps in (1, 2))
+    assert np.linalg.norm(two - 2 * item) > CLIP  # the parameters hardly change in between
 
 
 @pytest.mark.parametrize("deployed", [False, True])
 def test_a_removed_image_does_not_change_the_augmentation_of_the_others(deployed, monkeypatch):
     monkeypatch.setattr("fedlearn.trainers.example_keys.os.urandom", lambda size: bytes(size))
     shape = (8, 8, 1)
-    made, data = AugmentedTrainer(trainer(shape=shape), Augmentation()), examples(shape=shape)
-    moved = summed(made, data, deployed=deployed) - summed(made, without_first(data), deployed=deployed)
+    built, data = AugmentedTrainer(trainer(shape=shape), Augmentation()), examples(shape=shape)
+    moved = summed(built, data, deployed=deployed) - summed(built, without_first(data), deployed=deployed)
     assert np.linalg.norm(moved) <= CLIP * (1 + 1e-4)
 
 
 @pytest.mark.parametrize("deployed", [False, True])
 @pytest.mark.parametrize("batching", ["map", "vmap"])
 def test_noisy_sums_are_multiples_of_the_grid_step(batching, deployed):
-    made = trainer().with_batching(batching)
-    start = np.zeros_like(made.init(1))  # the update of zeros has no rounding error, and dividing by 16 has none
-    sums = summed(made, examples(), clients=(0, 1), noise_multiplier=1.0, deployed=deployed, params_D=start)
+    built = trainer().with_batching(batching)
+    start = np.zeros_like(built.init(1))  # the update of zeros has no rounding error, and dividing by 16 has none
+    sums = summed(built, examples(), clients=(0, 1), noise_multiplier=1.0, deployed=deployed, params_D=start)
     steps = sums / grid_step(CLIP)
     assert np.array_equal(steps, np.rint(steps))
     assert np.abs(steps).max() > 2**19
@@ -115,35 +115,35 @@ def test_models_with_functional_dropout_train_alone_in_large_blocks(batching):
         def forward(self, x):
             return self.out(nn.functional.dropout(x, 0.5))
 
-    made = TorchTrainer(Net(), task="multiclass", batching=batching)
-    block = summed(made, examples(), clients=range(40))
-    assert np.array_equal(block[7:8], summed(made, examples(), clients=(7,)))
+    built = TorchTrainer(Net(), task="multiclass", batching=batching)
+    block = summed(built, examples(), clients=range(40))
+    assert np.array_equal(block[7:8], summed(built, examples(), clients=(7,)))
 
 
 def test_a_model_is_refused_before_training():
-    made = trainer(nn.BatchNorm1d(8, affine=False, track_running_stats=False))
+    built = trainer(nn.BatchNorm1d(8, affine=False, track_running_stats=False))
     with pytest.raises(SettingError, match=r"3 \(BatchNorm1d\) normalizes with statistics of the batch"):
-        made.check_example_dp(request(made), examples())
+        built.check_example_dp(request(built), examples())
 
 
 def test_a_check_restores_parameters_and_generators():
-    made, state = trainer(nn.Dropout(0.5)), torch.get_rng_state()
-    before = [p.clone() for p in made.module.parameters()]
-    made.check_example_dp(request(made, params_D=made.init(1)), examples())
-    assert all(torch.equal(p, q) for p, q in zip(made.module.parameters(), before, strict=True))
+    built, state = trainer(nn.Dropout(0.5)), torch.get_rng_state()
+    before = [p.clone() for p in built.module.parameters()]
+    built.check_example_dp(request(built, params_D=built.init(1)), examples())
+    assert all(torch.equal(p, q) for p, q in zip(built.module.parameters(), before, strict=True))
     assert torch.equal(state, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("num", [1, 2])
 def test_a_client_with_few_examples_is_enough(num):
-    made = trainer(nn.Dropout(0.5))
-    assert np.isfinite(summed(made, examples(num))).all()
+    built = trainer(nn.Dropout(0.5))
+    assert np.isfinite(summed(built, examples(num))).all()
 
 
 def test_examples_that_are_not_finite_are_enough():
-    made, data = trainer(), examples()
+    built, data = trainer(), examples()
     data.x[::2] = np.nan
-    assert np.isfinite(summed(made, data)).all()
+    assert np.isfinite(summed(built, data)).all()
 
 
 @pytest.mark.slow
@@ -169,6 +169,6 @@ def test_transformers_train_alone(kind):
 
     rng = np.random.default_rng(0)
     data = Examples(rng.integers(1, 30, (6, 7)), rng.integers(0, CLASSES, 6))
-    made = TorchTrainer(Logits(), task="multiclass")
-    moved = summed(made, data) - summed(made, without_first(data))
+    built = TorchTrainer(Logits(), task="multiclass")
+    moved = summed(built, data) - summed(built, without_first(data))
     assert 0 < np.linalg.norm(moved) <= CLIP * (1 + 1e-4)

@@ -70,9 +70,9 @@ def test_the_models_are_twins(data, clients, model):
     check_twins(trainer(data, "torch", model), trainer(data, "jax", model), clients)
 
 
-def run(data, made, engine, strategy, *, rounds=20, **local):
-    ready = engine(data, made)
-    state = start(strategy, made.init(1), ready, seed=1)
+def run(data, built, engine, strategy, *, rounds=20, **local):
+    ready = engine(data, built)
+    state = start(strategy, built.init(1), ready, seed=1)
     plan = Schedule(rounds=rounds, max_failures=0.0)
     for done in federate(strategy, ready, state, schedule=plan, local=LocalSettings(batch_size=16, **local)):
         state = done.state
@@ -119,9 +119,9 @@ def test_local_optimisers_mean_the_same_in_both_frameworks(data, clients, local)
     work = [ClientWork(client=k, examples=examples) for k, examples in enumerate(clients)]
     ends = []
     for framework in ("torch", "jax"):
-        made = trainer(data, framework, "mlp")
-        order = Request(round=1, seed=1, params_D=made.init(1), local=settings)
-        ends.append(np.asarray(made.fit(order, plain_training, work).delta_KD))
+        built = trainer(data, framework, "mlp")
+        order = Request(round=1, seed=1, params_D=built.init(1), local=settings)
+        ends.append(np.asarray(built.fit(order, plain_training, work).delta_KD))
     assert np.abs(ends[0] - ends[1]).max() <= 1e-5
 
 
@@ -131,10 +131,10 @@ def test_local_sgd_is_torch_optim_sgd(clients, momentum, weight_decay):
 
     local = LocalSettings(steps=5, batch_size=100, learning_rate=0.1, momentum=momentum, weight_decay=weight_decay)
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    made = TorchTrainer(module, task="multiclass")
-    order = Request(round=1, seed=1, params_D=made.init(1), local=local)
-    ours = made.fit(order, plain_training, [ClientWork(client=0, examples=clients[4])]).delta_KD[0]
-    weights = made.layout.unpack(made.init(1))
+    built = TorchTrainer(module, task="multiclass")
+    order = Request(round=1, seed=1, params_D=built.init(1), local=local)
+    ours = built.fit(order, plain_training, [ClientWork(client=0, examples=clients[4])]).delta_KD[0]
+    weights = built.layout.unpack(built.init(1))
     theirs = nn.Linear(64, 10)
     theirs.load_state_dict({name: torch.from_numpy(weights[f"1.{name}"]) for name in ("weight", "bias")})
     optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=momentum, weight_decay=weight_decay)
@@ -144,20 +144,20 @@ def test_local_sgd_is_torch_optim_sgd(clients, momentum, weight_decay):
         nn.functional.cross_entropy(logits, torch.from_numpy(clients[4].y)).backward()
         optimizer.step()
     after = {f"1.{name}": p.detach().numpy() for name, p in theirs.named_parameters()}
-    assert np.abs(made.init(1) + ours - made.layout.pack(after)).max() <= 1e-6
+    assert np.abs(built.init(1) + ours - built.layout.pack(after)).max() <= 1e-6
 
 
 def test_fedprox_without_weight_is_fedavg_and_with_a_large_one_clients_stay_put(data):
     import strategies
 
     for framework in ("torch", "jax"):
-        made = trainer(data, framework, "mlp")
+        built = trainer(data, framework, "mlp")
         ends = [
-            run(data, made, vector, strategy, rounds=3, learning_rate=0.001, epochs=5)
+            run(data, built, vector, strategy, rounds=3, learning_rate=0.001, epochs=5)
             for strategy in (strategies.fedavg(), strategies.fedprox(mu=0.0), strategies.fedprox(mu=900.0))
         ]
         assert np.array_equal(ends[0], ends[1])
-        moved = [np.linalg.norm(end - made.init(1)) for end in ends]
+        moved = [np.linalg.norm(end - built.init(1)) for end in ends]
         assert moved[2] < 0.3 * moved[0]
 
 
@@ -174,13 +174,13 @@ def test_clients_that_were_sent_different_models_train_in_one_block_as_each_alon
         receives=("pull",),
     )
     strategy = Strategy(select=everyone(), local=rule)
-    made = trainer(data, framework, "mlp").with_batching(batching)
-    some_8D = np.random.default_rng(1).normal(0, 0.1, (8, made.layout.num_parameters)).astype(np.float32)
-    orders = [Request(round=k + 1, seed=1, params_D=made.init(k), broadcast={"pull": some_8D[k]}) for k in range(4)]
+    built = trainer(data, framework, "mlp").with_batching(batching)
+    some_8D = np.random.default_rng(1).normal(0, 0.1, (8, built.layout.num_parameters)).astype(np.float32)
+    orders = [Request(round=k + 1, seed=1, params_D=built.init(k), broadcast={"pull": some_8D[k]}) for k in range(4)]
     work = [ClientWork(client=k, examples=clients[k], client_state={"past": some_8D[4 + k]}) for k in range(4)]
-    together = client_step_mixed_rounds(made, strategy, orders, work)
-    for order, one, mixed in zip(orders, work, together, strict=True):
-        alone, _ = client_step(made, strategy, order, [one])
+    together = client_step_mixed_rounds(built, strategy, orders, work)
+    for order, item, mixed in zip(orders, work, together, strict=True):
+        alone, _ = client_step(built, strategy, order, [item])
         assert np.allclose(mixed.delta_KD, alone.delta_KD, rtol=0, atol=tolerance)
 
 
@@ -190,28 +190,28 @@ def test_sizes_from_1_to_200_give_the_same_in_one_block_as_alone(digits, data):
         ClientWork(client=n, examples=Examples(x[:n], y[:n])) for n in (*range(1, 12), 31, 32, 33, 64, 65, 127, 200)
     ]
     for framework, tolerance in (("torch", 0), ("jax", 1e-6)):
-        made = trainer(data, framework, "mlp")
-        order = Request(round=1, seed=1, params_D=made.init(1), local=LocalSettings(batch_size=16))
-        together = np.asarray(made.fit(order, plain_training, work).delta_KD)
-        alone = np.stack([np.asarray(made.fit(order, plain_training, [one]).delta_KD)[0] for one in work])
+        built = trainer(data, framework, "mlp")
+        order = Request(round=1, seed=1, params_D=built.init(1), local=LocalSettings(batch_size=16))
+        together = np.asarray(built.fit(order, plain_training, work).delta_KD)
+        alone = np.stack([np.asarray(built.fit(order, plain_training, [item]).delta_KD)[0] for item in work])
         assert np.abs(together - alone).max() <= tolerance
 
 
 @pytest.mark.parametrize("apart", [False, True])
 def test_cohorts_of_other_clients_and_other_sizes_share_what_jax_has_compiled(digits, data, apart):
     x, y = digits
-    made, rng, seen = trainer(data, "jax", "linear").with_batching("map"), np.random.default_rng(0), set()
+    built, rng, seen = trainer(data, "jax", "linear").with_batching("map"), np.random.default_rng(0), set()
     for round in range(1, 21):  # about 30 clients, drawn by Poisson sampling
         sizes = np.minimum(200, rng.lognormal(3, 0.7, rng.poisson(30)).astype(int) + 1)
         work = [
             ClientWork(client=k, examples=Examples(x[:n].copy() if apart else x[:n], y[:n]))
             for k, n in enumerate(sizes)
         ]
-        order = Request(round=round, seed=1, params_D=made.init(1), local=LocalSettings(batch_size=10))
-        made.fit(order, plain_training, work)
+        order = Request(round=round, seed=1, params_D=built.init(1), local=LocalSettings(batch_size=10))
+        built.fit(order, plain_training, work)
         seen.add((len(work), -(-max(sizes) // 10)))
     settings = LocalSettings(batch_size=10)
-    programs = made._block("map", plain_training, settings, False, False)._cache_size()
+    programs = built._block("map", plain_training, settings, False, False)._cache_size()
     assert len(seen) > 15
     assert programs <= 8  # the number of steps grows at most twice; 13 to 22 clients per core are rounded up
 
@@ -260,22 +260,22 @@ def with_dropout(framework):
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_dropout_draws_per_client_and_round_whatever_the_block(clients, framework):
-    made = with_dropout(framework)
-    check_trainer(made, clients[2:5], tolerance=1e-6)
+    built = with_dropout(framework)
+    check_trainer(built, clients[2:5], tolerance=1e-6)
     twice = [ClientWork(client=client, examples=clients[4]) for client in (1, 2)]
     local = LocalSettings(steps=1, batch_size=100)  # one full batch: the clients differ only by dropout
-    order = Request(round=1, seed=1, params_D=made.init(1), local=local)
-    one, other = np.asarray(made.fit(order, plain_training, twice).delta_KD)
-    assert not np.array_equal(one, other)
+    order = Request(round=1, seed=1, params_D=built.init(1), local=local)
+    item, other = np.asarray(built.fit(order, plain_training, twice).delta_KD)
+    assert not np.array_equal(item, other)
 
 
 def test_torchs_global_generator_is_left_as_it_was(clients):
-    made = with_dropout("torch")
-    order = Request(round=1, seed=1, params_D=made.init(1))
+    built = with_dropout("torch")
+    order = Request(round=1, seed=1, params_D=built.init(1))
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    made.fit(order, plain_training, [ClientWork(client=0, examples=clients[2])])
+    built.fit(order, plain_training, [ClientWork(client=0, examples=clients[2])])
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -301,9 +301,9 @@ def test_frozen_torch_parameters_do_not_travel_and_do_not_move(clients):
     for parameter in body.parameters():
         parameter.requires_grad = False
     before = body.weight.detach().clone()
-    made = TorchTrainer(nn.Sequential(nn.Flatten(), body, nn.ELU(), head), task="multiclass")
-    assert made.layout == Layout.from_shapes([("3.bias", (10,)), ("3.weight", (10, 16))])
-    check_trainer(made, clients[2:5], tolerance=0)
+    built = TorchTrainer(nn.Sequential(nn.Flatten(), body, nn.ELU(), head), task="multiclass")
+    assert built.layout == Layout.from_shapes([("3.bias", (10,)), ("3.weight", (10, 16))])
+    check_trainer(built, clients[2:5], tolerance=0)
     assert torch.equal(body.weight, before)
 
 
@@ -311,10 +311,10 @@ def test_a_modules_own_parameters_can_be_the_initial_ones():
     from fedlearn.trainers.torch import TorchTrainer
 
     module = nn.Linear(3, 1)
-    own = torch.cat([module.bias.detach(), module.weight.detach().flatten()]).numpy().copy()
-    made = TorchTrainer(module, task="regression")
-    made.predict(np.zeros(4, np.float32), np.ones((2, 3), np.float32))
-    assert np.array_equal(made.init(1), own)
+    current = torch.cat([module.bias.detach(), module.weight.detach().flatten()]).numpy().copy()
+    built = TorchTrainer(module, task="regression")
+    built.predict(np.zeros(4, np.float32), np.ones((2, 3), np.float32))
+    assert np.array_equal(built.init(1), current)
 
 
 def plans(sizes, *, clients=None, round=1, **local):
@@ -361,11 +361,11 @@ def test_batches_are_the_same_on_every_machine_and_in_every_version():
 
 def test_the_loss_reported_is_the_mean_over_the_examples_seen(data, clients):
     for framework in ("torch", "jax"):
-        made = trainer(data, framework, "linear")
+        built = trainer(data, framework, "linear")
         still = LocalSettings(learning_rate=0.0, batch_size=16)
-        order = Request(round=1, seed=1, params_D=made.init(1), local=still)
-        loss = made.fit(order, plain_training, [ClientWork(client=0, examples=clients[4])]).metrics["loss"]
-        logits = made.predict(made.init(1), clients[4].x).astype(np.float64)
+        order = Request(round=1, seed=1, params_D=built.init(1), local=still)
+        loss = built.fit(order, plain_training, [ClientWork(client=0, examples=clients[4])]).metrics["loss"]
+        logits = built.predict(built.init(1), clients[4].x).astype(np.float64)
         log_probability = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         expected = -log_probability[np.arange(100), clients[4].y].mean()
         assert loss.mean == pytest.approx(expected, rel=1e-5)
@@ -376,9 +376,9 @@ def test_each_framework_trains_without_the_other_being_imported():
         "import sys, importlib; importlib.import_module('fedlearn.trainers.{}');"
         "importlib.import_module('simulations.models.basic.{}'); print('{}' in sys.modules)"
     )
-    for own, other in (("torch", "jax"), ("jax", "torch")):
+    for current, other in (("torch", "jax"), ("jax", "torch")):
         done = subprocess.run(
-            [sys.executable, "-c", code.format(own, own, other)],
+            [sys.executable, "-c", code.format(current, current, other)],
             capture_output=True,
             text=True,
             timeout=120,
@@ -392,13 +392,13 @@ def test_a_client_diverging_in_a_block_leaves_the_others_untouched(data, clients
     from strategies import fedavg
 
     for framework in ("torch", "jax"):
-        made = trainer(data, framework, "mlp")
-        order = Request(round=1, seed=1, params_D=made.init(1))
+        built = trainer(data, framework, "mlp")
+        order = Request(round=1, seed=1, params_D=built.init(1))
         work = [ClientWork(client=k, examples=clients[k]) for k in (2, 3, 4)]
-        sound, _ = client_step(made, fedavg(), order, work)
+        sound, _ = client_step(built, fedavg(), order, work)
         for k, others in ((0, [1, 2]), (1, [0, 2]), (2, [0, 1])):
             nan = Examples(work[k].examples.x * np.float32("nan"), work[k].examples.y)
-            mixed = [one._replace(examples=nan) if i == k else one for i, one in enumerate(work)]
-            updates, failures = client_step(made, fedavg(), order, mixed)
+            mixed = [item._replace(examples=nan) if i == k else item for i, item in enumerate(work)]
+            updates, failures = client_step(built, fedavg(), order, mixed)
             assert [f.client for f in failures] == [work[k].client]
             assert np.array_equal(np.asarray(updates.delta_KD), np.asarray(sound.delta_KD)[others])

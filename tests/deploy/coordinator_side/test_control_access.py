@@ -179,10 +179,10 @@ def test_the_coordinator_starts_a_run_again_for_its_person(coordinator):
 
 
 def test_a_person_cannot_bring_code_in_an_app(coordinator):
-    own = build_app_bundle()
-    other = type(own)(own.hash_str, own.content + b"x", {})
+    current = build_app_bundle()
+    other = type(current)(current.hash_str, current.content + b"x", {})
     assert coordinator.start("ada", bundle=other) == 200
-    assert read_start_run(coordinator.received[0][1])[0] == own.content
+    assert read_start_run(coordinator.received[0][1])[0] == current.content
 
 
 def test_all_other_fields_of_a_start_are_removed(coordinator):

@@ -255,13 +255,13 @@ def test_the_progress_of_a_run_has_round_epsilon_and_predicted_end(place):
 @pytest.fixture
 def client(server, tmp_path, monkeypatch):
     keys.create(tmp_path / "keys", ["localhost"], [])
-    made = RunClient("localhost:1", tmp_path / "keys/operator")
-    made._client = httpx.Client(base_url="https://localhost:1/v1/fedlearn/", transport=server.transport("sam"))
-    made.close = lambda: None
+    built = RunClient("localhost:1", tmp_path / "keys/operator")
+    built._client = httpx.Client(base_url="https://localhost:1/v1/fedlearn/", transport=server.transport("sam"))
+    built.close = lambda: None
     run = RunState(7, "finished", "completed", 0, "", "", FOLDER, "", name="20260301-1", person="sam")
     monkeypatch.setattr(fetch, "list_runs", lambda address, keys: [run])
-    monkeypatch.setattr(fetch, "RunClient", lambda address, keys: made)
-    return made
+    monkeypatch.setattr(fetch, "RunClient", lambda address, keys: built)
+    return built
 
 
 def test_a_submitter_fetches_the_files_of_a_run(client, place, tmp_path, capsys):

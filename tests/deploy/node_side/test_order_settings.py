@@ -114,15 +114,15 @@ def test_a_rehearsal_accepts_its_own_settings_and_no_other_partition():
 
 
 def test_builders_of_the_operator_have_names_and_bounds(own_code):
-    own = {"name": "mine", "num_clients": 3}
+    current = {"name": "mine", "num_clients": 3}
     bounds = {"model.hidden": [1, 64], "partition": {"one_of": ["mine"]}}
-    resolved = check(bounds, own_code, model={"name": "net", "hidden": 8}, partition=own)
+    resolved = check(bounds, own_code, model={"name": "net", "hidden": 8}, partition=current)
     assert resolved["scenario"]["model"] == {"_target_": "own_code.net", "hidden": 8}
     with pytest.raises(PolicyViolation, match=r"model\.hidden is 65; this node accepts 1 to 64"):
-        check(bounds, own_code, model={"name": "net", "hidden": 65}, partition=own)
+        check(bounds, own_code, model={"name": "net", "hidden": 65}, partition=current)
     with pytest.raises(PolicyViolation, match=r"model\.hidden is large; this node accepts a whole number"):
-        check(bounds, own_code, model={"name": "net", "hidden": "large"}, partition=own)
-    check(bounds, own_code, model="mlp", partition=own)  # this model has no setting hidden
+        check(bounds, own_code, model={"name": "net", "hidden": "large"}, partition=current)
+    check(bounds, own_code, model="mlp", partition=current)  # this model has no setting hidden
 
 
 @pytest.mark.parametrize(

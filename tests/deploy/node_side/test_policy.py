@@ -137,9 +137,9 @@ def test_a_node_that_hides_its_number_of_examples_trains_only_where_clients_weig
     hiding.check_settings({**WORDS, "strategy": {**FEDPROX, "weighting": "equal"}})
 
 
-@pytest.mark.parametrize(("count", "told"), [(0, 0), (1, 1), (9, 9), (14, 10), (227, 200), (951, 1000)])
-def test_a_rounded_number_of_examples_has_one_digit(count, told):
-    assert Reveal(num_examples="rounded").reported_count(count) == told
+@pytest.mark.parametrize(("count", "shown"), [(0, 0), (1, 1), (9, 9), (14, 10), (227, 200), (951, 1000)])
+def test_a_rounded_number_of_examples_has_one_digit(count, shown):
+    assert Reveal(num_examples="rounded").reported_count(count) == shown
 
 
 @pytest.mark.parametrize(

@@ -56,10 +56,10 @@ def make(tmp_path, monkeypatch):
         setattr(module, builder.__name__, builder)
     monkeypatch.setitem(sys.modules, "site_code", module)
 
-    def of(own=None, **policy):
+    def of(separate=None, **policy):
         accepted = {"scenarios": {"problem": {}}, "strategies": {"noting": {}}, "builders": BUILDERS, **policy}
         return NodeService(
-            own or NodeConfig(clients=(0, 2)), Policy(**accepted), ClientStates(tmp_path / "client_states")
+            separate or NodeConfig(clients=(0, 2)), Policy(**accepted), ClientStates(tmp_path / "client_states")
         )
 
     return of
@@ -95,7 +95,7 @@ def test_scenario_and_strategy_are_built_once(make):
     site = make()
     for round in (1, 2, 3):
         fit(site, round=round)
-    assert sum(isinstance(one, dict) for one in SEEN) == 1
+    assert sum(isinstance(item, dict) for item in SEEN) == 1
 
 
 def test_numbers_of_examples_are_told_as_the_policy_says(make):

@@ -46,7 +46,7 @@ def round_until(stage):
     requests = server.start()
     while server.stage < stage:
         for client, request in requests.items():
-            server.add(client, clients[client].respond(request, lambda _, own=client: VECTORS[own]))
+            server.add(client, clients[client].respond(request, lambda _, current=client: VECTORS[current]))
         requests = server.advance()
     state = clients[0].state
     return clients[0], state, requests[0], server, clients[0].respond(requests[0], lambda _: VECTORS[0])

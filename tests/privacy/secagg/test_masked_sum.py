@@ -59,7 +59,7 @@ class Unreliable(LinearTrainer):
         self.failing = failing
 
     def fit(self, order, rule, work):
-        if any(one.client in self.failing for one in work):
+        if any(item.client in self.failing for item in work):
             raise RuntimeError("this client fails")
         return super().fit(order, rule, work)
 
@@ -146,8 +146,8 @@ def test_integer_means_are_exact_whatever_the_order_the_blocks_and_the_merging(i
         fold = aggregate.init(LAYOUT)
         for client in part:
             ones = np.ones(1, int)
-            one = Updates(clients_K=ones * client, delta_KD=rows_KD[[client]], num_examples_K=ones, num_steps_K=ones)
-            fold = aggregate.add(fold, one)
+            item = Updates(clients_K=ones * client, delta_KD=rows_KD[[client]], num_examples_K=ones, num_steps_K=ones)
+            fold = aggregate.add(fold, item)
         folds.append(fold)
     total_D = aggregate.finalize(aggregate.merge(*folds))
     assert np.array_equal(total_D, (np.sum(integers, axis=0) / code.scale).astype(np.float32))

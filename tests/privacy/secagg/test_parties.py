@@ -98,13 +98,13 @@ def test_a_minimum_counts_keys_and_not_clients():
 def test_the_keys_may_not_change_to_those_of_one_party_between_messages():
     honest = identities_of(*[[client] for client in range(5)])
     session, victim = session_of(honest, 3), Party({0: honest[0]}, registered_of(honest))
-    own = victim.respond(0, encode(session))
+    current = victim.respond(0, encode(session))
     colluder = Identity(1)
     fakes = {client: Identity(client, secret=colluder.secret) for client in range(1, 5)}
     registered = {0: honest[0].public_key, **registered_of(fakes)}
     attackers = {client: Client(fakes[client], registered) for client in fakes}
     server = Server(session, registered)
-    server.add(0, own)
+    server.add(0, current)
     for client, attacker in attackers.items():  # attackers follow another program, which accepts all parties
         attacker._accept_session = lambda session: None
         server.add(client, attacker.respond(encode(session)))

@@ -219,8 +219,8 @@ def test_a_public_key_that_appears_twice_is_refused():
 def test_a_public_key_of_low_order_is_refused():
     attack = Round(ServerStage.SHARE)
     roster = decode(attack.requests[0], KeyDirectory)
-    one = decode(roster.keys[1], PublicKeys)
-    bad = attack.clients[1].identity.sign_keys(replace(one, encryption_key=bytes(32)))
+    item = decode(roster.keys[1], PublicKeys)
+    bad = attack.clients[1].identity.sign_keys(replace(item, encryption_key=bytes(32)))
     attack.refuses(replace(roster, keys={**roster.keys, 1: encode(bad)}), "low order")
 
 
