@@ -212,7 +212,8 @@ class Observer:
     """Observer that adds up the value of each canary's parameter in its own uploads.
 
     Args:
-        canaries: canaries of the run.
+        position_M: position of the parameter of each canary in an upload, ``(M,)``. An upload lacks the parameters that
+            clients do not share.
 
     Attributes:
         observed_M: sums, ``(M,)``.
@@ -220,8 +221,8 @@ class Observer:
         first_upload_D: its upload.
     """
 
-    def __init__(self, canaries: Canaries) -> None:
-        self.index_M, self.observed_M = canaries.index_M, np.zeros(len(canaries.index_M))
+    def __init__(self, position_M: np.ndarray) -> None:
+        self.position_M, self.observed_M = position_M, np.zeros(len(position_M))
         self.first_client: int | None = None
         self.first_upload_D: np.ndarray | None = None
 
@@ -230,7 +231,7 @@ class Observer:
         rows_KD, clients_K = as_numpy(updates.delta_KD), updates.clients_K
         if self.first_client is None:
             self.first_client, self.first_upload_D = int(clients_K[0]), rows_KD[0].copy()
-        self.observed_M[clients_K] += rows_KD[np.arange(len(clients_K)), self.index_M[clients_K]]
+        self.observed_M[clients_K] += rows_KD[np.arange(len(clients_K)), self.position_M[clients_K]]
 
 
 def _auditing() -> Any:

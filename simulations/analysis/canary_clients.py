@@ -1,6 +1,6 @@
 """Audit client-level privacy: canary clients send one large parameter through the stages and the server of the run.
 
-Shapes: M canaries, D parameters.
+Shapes: M canaries, D parameters, S parameters that clients share.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedlearn import sgd
+from fedlearn.algorithm.strategy import with_buffer_policy
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.privacy_guarantee import Neighbors
 from fedlearn.core.records import Examples, Round
@@ -83,20 +84,26 @@ def _measured_noise(analysis: AnalysisRun, plan: Plan, released: _Release) -> Me
         return None
     other = _Release.run(analysis, plan, changed=changed)
     is_local = plan.privacy.kind == "local"
-    first_D, second_D = (run.observer.first_upload_D if is_local else run.params_D for run in (released, other))
-    if first_D is None or second_D is None or len(first_D) != len(released.params_D):
+    first_S, second_S = (
+        run.observer.first_upload_D if is_local else run.params_D[run.shared_S] for run in (released, other)
+    )
+    if first_S is None or second_S is None or len(first_S) != len(released.shared_S):
         return None
-    noise_D = np.delete(np.asarray(first_D, np.float64), released.canaries.index_M)
-    moved = float(np.linalg.norm(np.asarray(first_D, np.float64) - second_D))
-    return measure_noise(noise_D, moved, accounted_multiplier(ledger, guarantee.noise_multiplier))
+    noise_S = np.delete(np.asarray(first_S, np.float64), released.observer.position_M)
+    moved = float(np.linalg.norm(np.asarray(first_S, np.float64) - second_S))
+    return measure_noise(noise_S, moved, accounted_multiplier(ledger, guarantee.noise_multiplier))
 
 
 @dataclass(frozen=True)
 class _Release:
-    """Released values of the audited rounds, for a model that starts at zero."""
+    """Released values of the audited rounds, for a model that starts at zero.
+
+    Clients share the parameters at the positions ``shared_S``.
+    """
 
     experiment: Experiment
     canaries: Canaries
+    shared_S: np.ndarray
     observer: Observer
     last: Round
     params_D: np.ndarray
@@ -118,9 +125,10 @@ class _Release:
             return replace(scenario, data=_one_example_each(scenario.data, drawn[0].participants), trainer=trainer)
 
         experiment = build_experiment(analysis.cfg, plan, transform_scenario=with_canaries)
-        observer = Observer(drawn[0])
+        shared_S = experiment.plan.strategy.shared_positions(experiment.engine.layout)
+        observer = Observer(np.searchsorted(shared_S, drawn[0].index_M))
         last = _run(experiment, int(analysis.settings["rounds"]), observer)
-        return cls(experiment, drawn[0], observer, last, np.asarray(last.state.params_D, np.float64))
+        return cls(experiment, drawn[0], shared_S, observer, last, np.asarray(last.state.params_D, np.float64))
 
     def scores_M(self, *, is_local: bool) -> np.ndarray:  # noqa: N802
         """Return the released value at the parameter of each canary; the uploads if each is itself a release."""
@@ -133,13 +141,17 @@ class _Release:
 
 
 def _draw(analysis: AnalysisRun, plan: Plan, scenario: Scenario) -> Canaries:
-    count, size = int(analysis.settings["canaries"]), scenario.trainer.layout.num_parameters
-    expected = f"at most {size}, the number of parameters of the model: each canary needs one"
+    layout = scenario.trainer.layout
+    strategy = with_buffer_policy(plan.strategy, layout, analysis.cfg.get("buffers", "refuse"))
+    shared_S = strategy.shared_positions(layout)
+    count, size = int(analysis.settings["canaries"]), len(shared_S)
+    expected = f"at most {size}, the number of parameters that clients share: each canary needs one"
     require(count <= size, "audit.canaries", count, expected, f"audit.canaries={size}")
     population = Population(clients=range(count), rounds=plan.schedule.rounds)
     guarantee = plan.privacy.protect(plan.strategy, plan.local, population)[0].privacy_guarantee
     is_replacement = guarantee is not None and guarantee.neighbors is Neighbors.REPLACE
-    return draw_canaries(count, size, seed=plan.seed, is_replacement=is_replacement)
+    canaries = draw_canaries(count, size, seed=plan.seed, is_replacement=is_replacement)
+    return replace(canaries, index_M=shared_S[canaries.index_M])
 
 
 def _one_example_each(data: FederatedData, participants: Sequence[int] | np.ndarray) -> FederatedData:

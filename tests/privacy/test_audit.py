@@ -67,13 +67,13 @@ def test_a_canary_that_is_out_stays_away_or_where_replacement_is_claimed_pushes_
     assert opposed.sign_M.tolist() == [1, -1, 1]
 
 
-def test_an_ear_adds_up_what_each_client_sent_at_its_own_parameter():
-    ear = Observer(Canaries(included_M=np.array([True, True]), index_M=np.array([2, 0])))
+def test_an_observer_adds_up_what_each_client_sent_at_its_own_parameter():
+    observer = Observer(np.array([2, 0]))
     sent = np.array([[1.0, 2.0, CANARY_NORM], [5.0, 6.0, 7.0]], np.float32)
     ones = np.ones(2, np.int64)
     for _ in range(2):
-        ear(Updates(clients_K=np.array([0, 1]), delta_KD=sent, num_examples_K=ones, num_steps_K=ones))
-    assert ear.observed_M.tolist() == [2 * CANARY_NORM, 10.0]
+        observer(Updates(clients_K=np.array([0, 1]), delta_KD=sent, num_examples_K=ones, num_steps_K=ones))
+    assert observer.observed_M.tolist() == [2 * CANARY_NORM, 10.0]
 
 
 def guarantee(**parts):

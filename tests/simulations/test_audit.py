@@ -28,6 +28,7 @@ MECHANISMS = {
     "ftrl": [*EQUAL, "privacy=ftrl", "privacy.matrix=tree", SINGLE, "rounds=3", "audit.rounds=3"],
     "local": [*EQUAL, "privacy=local", "privacy.noise_multiplier=2"],
     "example": [*DIGITS, "privacy=example", SINGLE],
+    "frozen": [*EQUAL, "strategy=ffa_lora", "strategy.frozen_parameters='*bias'", "privacy=central", SINGLE],
 }
 
 
