@@ -11,24 +11,21 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import httpx
 
 from fedlearn.callbacks.tables import print_table
-from fedlearn.core.command_line import take_settings
-from fedlearn.errors import FedlearnError, require
 from fedlearn.flower.compat.fleet import FleetClient
 from fedlearn.protocol.polling import poll_interval
-from simulations.benchmarks.federation import family, fedlearn_command, serve_coordinator, started
+from simulations.benchmarks.federation import family, fedlearn_command, run_benchmark, serve_coordinator, started
 from simulations.benchmarks.large_messages import measure as measure_messages
-from simulations.benchmarks.speed import BAD_SETTING, DONE, machine
+from simulations.benchmarks.speed import DONE
 
 DEFAULTS = {"stubs": 200, "seconds": 60, "rounds": 10, "mib": 64}
 LIMITS = {
@@ -159,23 +156,11 @@ def measure_nodes(rounds: int) -> tuple[float, float, float, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print a table, and return the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help"} & set(arguments):
-        sys.stdout.write(HELP)
-        return DONE
-    try:
-        settings: dict[str, Any] = DEFAULTS | take_settings(arguments, DEFAULTS)[0]
-        for setting, value in settings.items():
-            require(type(value) is int and value > 0, setting, value, "a whole number >= 1", f"{setting}=10")
-    except FedlearnError as error:
-        sys.stderr.write(f"{error}\n")
-        return BAD_SETTING
-    sys.stdout.write(f"{machine()}\n")
-    _print(settings)
-    return DONE
+    return run_benchmark(argv, DEFAULTS, HELP, measure_and_print)
 
 
-def _print(settings: dict[str, Any]) -> None:
+def measure_and_print(settings: Mapping[str, int]) -> int:
+    """Measure, print a table, and return the exit code."""
     before, after_run, after, round_s = measure_nodes(settings["rounds"])
     cores, polls, errors = measure_idle_coordinator(settings["stubs"], settings["seconds"])
     measured = dict(zip(LIMITS, (before, after, cores, round_s), strict=True))
@@ -188,6 +173,7 @@ def _print(settings: dict[str, Any]) -> None:
     large = [[f"memory of the largest process {sizes}", f"{largest:.0f}", ""]]
     large += [[f"memory of all processes {sizes}", f"{meter.largest_sum:.0f}", ""]]
     print_table([["cost", "measured", "limit"], *rows, last, *stubs, *large])
+    return DONE
 
 
 if __name__ == "__main__":

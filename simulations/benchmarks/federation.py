@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from fedlearn.errors import FedlearnError
+from fedlearn.core.command_line import read_settings
+from fedlearn.errors import FedlearnError, require
+from simulations.benchmarks.speed import BAD_SETTING, DONE, machine
 
 START_TIMEOUT_S = 240.0
 
@@ -57,3 +59,37 @@ def serve_coordinator(folder: Path, stack: ExitStack, names: Sequence[str], *opt
     command = ("fedlearn.deploy.coordinator", "--keys", "keys/coordinator", "--port", "0", *options)
     process = stack.enter_context(started(folder, "coordinator", *command))
     return process, (folder / "coordinator/address").read_text(encoding="ascii").strip()
+
+
+def run_benchmark(
+    argv: Sequence[str] | None,
+    defaults: Mapping[str, int],
+    help_text: str,
+    measure: Callable[[Mapping[str, int]], int],
+    *,
+    may_be_zero: Sequence[str] = (),
+) -> int:
+    """Read the settings of a benchmark, print the machine, and return the exit code of the measurement.
+
+    Args:
+        argv: words of the command line; None takes them from `sys.argv`.
+        defaults: the settings, which are whole numbers.
+        help_text: text of ``--help``.
+        measure: measures with all settings, prints the result, and returns the exit code.
+        may_be_zero: settings with 0 as least value; others have 1.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(arguments):
+        sys.stdout.write(help_text)
+        return DONE
+    try:
+        settings: dict[str, int] = {**defaults, **read_settings(arguments, defaults)}
+        for setting, value in settings.items():
+            least = 0 if setting in may_be_zero else 1
+            is_valid = type(value) is int and value >= least
+            require(is_valid, setting, value, f"a whole number >= {least}", f"{setting}=10")
+    except FedlearnError as error:
+        sys.stderr.write(f"{error}\n")
+        return BAD_SETTING
+    sys.stdout.write(f"{machine()}\n")
+    return measure(settings)

@@ -27,12 +27,11 @@ import numpy as np
 
 from fedlearn import Examples, FederatedData, Layout, LocalSettings, Scenario
 from fedlearn.callbacks.tables import print_table
-from fedlearn.core.command_line import take_settings
 from fedlearn.core.records import ClientWork, MetricSum, Request, Updates
-from fedlearn.errors import FedlearnError, require
+from fedlearn.errors import FedlearnError
 from fedlearn.testing import LinearTrainer
-from simulations.benchmarks.federation import family, fedlearn_command, serve_coordinator, started
-from simulations.benchmarks.speed import BAD_SETTING, DONE, machine
+from simulations.benchmarks.federation import family, fedlearn_command, run_benchmark, serve_coordinator, started
+from simulations.benchmarks.speed import DONE
 
 DEFAULTS = {"mib": 64, "rounds": 2, "cut_mib": 0, "min_free_gib": 3}
 PARTS = {  # kind of a process -> part of its command line
@@ -282,19 +281,11 @@ def measure(settings: Mapping[str, int]) -> tuple[Meter, Relay, list[float], str
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print a table, and return the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help"} & set(arguments):
-        sys.stdout.write(HELP)
-        return DONE
-    try:
-        settings: dict[str, Any] = DEFAULTS | take_settings(arguments, DEFAULTS)[0]
-        for setting, value in settings.items():
-            low = 0 if setting == "cut_mib" else 1
-            require(type(value) is int and value >= low, setting, value, f"a whole number >= {low}", f"{setting}=10")
-    except FedlearnError as error:
-        sys.stderr.write(f"{error}\n")
-        return BAD_SETTING
-    sys.stdout.write(f"{machine()}\n")
+    return run_benchmark(argv, DEFAULTS, HELP, measure_and_print, may_be_zero=("cut_mib",))
+
+
+def measure_and_print(settings: Mapping[str, int]) -> int:
+    """Measure, print a table, and return the exit code: 1 if the run failed."""
     meter, relay, seconds, problem = measure(settings)
     _print(settings, meter, relay, seconds)
     sys.stdout.write(f"{problem}\n" if problem else "")

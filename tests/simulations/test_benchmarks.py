@@ -383,3 +383,12 @@ def test_pfl_does_the_same_work():
     run = measure.run_system(Settings(workload=workload("w1", **sizes), sizes=sizes), "torch", "pfl", repeat=1)
     assert not run.error
     assert run.examples == [128, 128]
+
+
+@pytest.mark.parametrize("name", ["deployment", "large_messages"])
+@pytest.mark.parametrize("word", ["mb=3", "mib=0", "mib=1.5", "word"])
+def test_a_benchmark_of_a_federation_refuses_a_wrong_setting(name, word, capsys):
+    from importlib import import_module
+
+    assert import_module(f"simulations.benchmarks.{name}").main([word]) == 2
+    assert word.partition("=")[0] in capsys.readouterr().err
