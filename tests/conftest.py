@@ -2,6 +2,7 @@ import contextlib
 import ctypes
 import gc
 import importlib.util
+import logging
 import os
 import shutil
 import signal
@@ -85,6 +86,17 @@ def memory_is_bounded():
     if resident_megabytes() > max(MAX_MEGABYTES, floor + GROWTH_MEGABYTES):
         clear_compiled_programs()
         floor = resident_megabytes()
+
+
+@pytest.fixture(autouse=True)
+def process_settings_return():
+    """Restore Ctrl-C and the log handlers of the process: a command that runs in a test may change both."""
+    interrupt = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, interrupt)
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if type(handler) is logging.StreamHandler]:
+        root.removeHandler(handler)  # its stream belongs to the ended test
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -64,11 +65,27 @@ class WaitDetector:
             raise EndlessWait(self.num_nodes, None)
 
 
-def interrupt_main_thread() -> None:
-    """Interrupt a wait of the main thread as Ctrl-C does; nothing happens if this is the main thread."""
+@contextmanager
+def interruptible_main_thread() -> Iterator[Callable[[], None]]:
+    """Yield a function with which another thread raises KeyboardInterrupt in the main thread.
+
+    It works where Ctrl-C is ignored, as in a job in the background. It has no effect in the main thread. Outside the
+    main thread, the yielded function does nothing.
+    """
     main = threading.main_thread()
-    if threading.current_thread() is not main and main.ident is not None:
-        signal.pthread_kill(main.ident, signal.SIGINT)
+    if threading.current_thread() is not main:
+        yield lambda: None
+        return
+
+    def interrupt() -> None:
+        if threading.current_thread() is not main and main.ident is not None:
+            signal.pthread_kill(main.ident, signal.SIGUSR1)
+
+    previous = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGUSR1, previous or signal.SIG_DFL)
 
 
 def _outer(frame: FrameType | None) -> Iterator[FrameType]:

@@ -43,7 +43,7 @@ try:
     from fedlearn.flower.app_components import load_component
     from fedlearn.flower.client_pool import ClientPool, ClientSource
     from fedlearn.flower.in_process_grid import InProcessGrid
-    from fedlearn.flower.node_waits import interrupt_main_thread
+    from fedlearn.flower.node_waits import interruptible_main_thread
 except ImportError as missing:
     raise MissingExtra("running a Flower app", "flower") from missing
 
@@ -109,28 +109,9 @@ def run(app: FlowerApp, num_nodes: int, settings: RunSettings | None = None) -> 
         EndlessWait: the app waits for more nodes.
     """
     settings = settings or RunSettings()
-    pool = _client_pool(app, num_nodes, settings)
-    grid = InProcessGrid(
-        app.client,
-        num_nodes,
-        run_config=app.config,
-        node_config=settings.node_config,
-        on_endless_wait=interrupt_main_thread,  # it may wait for another thread that looks for nodes
-        pool=pool,
-    )
-    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=dict(app.config))
-    start = time.perf_counter()
+    pool, start = _client_pool(app, num_nodes, settings), time.perf_counter()
     try:
-        app.server(grid=grid, context=context)
-        grid.handle_all()
-        code = DONE
-    except (Exception, KeyboardInterrupt) as error:
-        if grid.endless_wait:
-            raise grid.endless_wait from None
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        traceback.print_exc()
-        code = FAILED
+        grid, code = _run_components(app, num_nodes, settings, pool)
     finally:
         if pool:
             pool.close()
@@ -143,6 +124,33 @@ def run(app: FlowerApp, num_nodes: int, settings: RunSettings | None = None) -> 
     seconds = time.perf_counter() - start
     sys.stderr.write(f"{outcome} in {seconds:.2f} s: {num_nodes} nodes, {responses} responses, {errors} errors\n")
     return code
+
+
+def _run_components(
+    app: FlowerApp, num_nodes: int, settings: RunSettings, pool: ClientPool | None
+) -> tuple[InProcessGrid, int]:
+    """Run the ServerApp over a grid of the ClientApp; return the grid and the exit code."""
+    with interruptible_main_thread() as interrupt:
+        grid = InProcessGrid(
+            app.client,
+            num_nodes,
+            run_config=app.config,
+            node_config=settings.node_config,
+            on_endless_wait=interrupt,  # the main thread may wait for another thread that looks for nodes
+            pool=pool,
+        )
+        context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=dict(app.config))
+        try:
+            app.server(grid=grid, context=context)
+            grid.handle_all()
+        except (Exception, KeyboardInterrupt) as error:
+            if grid.endless_wait:
+                raise grid.endless_wait from None
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            traceback.print_exc()
+            return grid, FAILED
+    return grid, DONE
 
 
 def _client_pool(app: FlowerApp, num_nodes: int, settings: RunSettings) -> ClientPool | None:

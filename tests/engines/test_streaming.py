@@ -27,6 +27,7 @@ NEED_ALL_UPDATES = {
     "fedamp",
     "fedmedian",
     "fedtrimmedavg",
+    "flora",
     "fltrust",
     "ifca",
     "krum",

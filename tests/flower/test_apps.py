@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import threading
 import time
@@ -129,9 +130,9 @@ def test_a_strategy_that_waits_for_more_nodes_ends_with_the_number(counting):
         list(strategy.configure_train(1, flower.strategy.ArrayRecord(), ConfigRecord(), grid))
 
 
-def test_a_wait_of_an_older_app_ends_although_another_thread_asks_for_nodes(counting):
-    grid = InProcessGrid(counting, 2, on_endless_wait=node_waits.interrupt_main_thread)
-    manager = SimpleClientManager()
+@pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN], ids=["terminal", "background"])
+def test_a_wait_of_an_older_app_ends_although_another_thread_asks_for_nodes(counting, ctrl_c):
+    manager, previous = SimpleClientManager(), signal.signal(signal.SIGINT, ctrl_c)
 
     def ask():
         with suppress(EndlessWait):
@@ -139,9 +140,14 @@ def test_a_wait_of_an_older_app_ends_although_another_thread_asks_for_nodes(coun
                 time.sleep(0.1)
                 grid.get_node_ids()
 
-    threading.Thread(target=ask, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        manager.wait_for(7, timeout=60)
+    try:
+        with node_waits.interruptible_main_thread() as interrupt:
+            grid = InProcessGrid(counting, 2, on_endless_wait=interrupt)
+            threading.Thread(target=ask, daemon=True).start()
+            with pytest.raises(KeyboardInterrupt):
+                manager.wait_for(7, timeout=60)
+    finally:
+        signal.signal(signal.SIGINT, previous)
     assert "num_nodes=7" in str(grid.endless_wait)
 
 

@@ -392,7 +392,7 @@ def test_unsound_combinations_are_refused_with_the_reason_and_the_fix():
         with pytest.raises(CompositionError, match="privacy=example"):
             mechanism.validate(EQUAL, LocalSettings(example_dp=ExampleDP()))
     keeps = LocalRule(
-        client_state=("own",), after_training=lambda delta_KD, steps_K, rate, current: ({"own": delta_KD}, {})
+        client_state=("current",), after_training=lambda delta_KD, steps_K, rate, current: ({"current": delta_KD}, {})
     )
     noise.validate(replace(EQUAL, local=keeps), local_rounds)
     with pytest.raises(CompositionError, match="sets local"):
