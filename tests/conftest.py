@@ -93,7 +93,8 @@ def process_settings_return():
     """Restore Ctrl-C and the log handlers of the process: a command that runs in a test may change both."""
     interrupt = signal.getsignal(signal.SIGINT)
     yield
-    signal.signal(signal.SIGINT, interrupt)
+    if interrupt is not None:  # None: a library set it in C
+        signal.signal(signal.SIGINT, interrupt)
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if type(handler) is logging.StreamHandler]:
         root.removeHandler(handler)  # its stream belongs to the ended test
