@@ -24,12 +24,12 @@ Row = tuple[int, dict[str, Any]]  # number of the line, and its cells
 
 def read_json_lines(file: Path, *, ignored_columns: Sequence[str] = ()) -> Table:
     """Read all lines of a file; see `fedlearn.data.tables.read_table`."""
-    return _table(file, [*_rows(file)], ignored_columns)
+    return _table(file, [*read_objects(file)], ignored_columns)
 
 
 def read_json_batches(file: Path, batch_size: int) -> Iterator[Table]:
     """Yield the lines of a file in tables of ``batch_size`` rows."""
-    rows = _rows(file)
+    rows = read_objects(file)
     while batch := list(islice(rows, batch_size)):
         yield _table(file, batch)
 
@@ -44,8 +44,12 @@ def json_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _rows(file: Path) -> Iterator[Row]:
-    """Yield the number and the content of each line that is not empty."""
+def read_objects(file: Path) -> Iterator[Row]:
+    """Yield the number and the object of each line that is not empty.
+
+    Raises:
+        DataError: a line is no JSON object; the message names the line.
+    """
     fix = 'a line such as {"text": "...", "label": "..."}'
     with open_decompressed(file) as raw:
         number = 0

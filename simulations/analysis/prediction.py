@@ -115,9 +115,9 @@ def _token_lines(
     """Return the line, the token and the predicted tag of each token."""
     require(not options.ids, "--id", ", ".join(options.ids), "no column, because each token is copied", "remove --id")
     rows = [
-        (str(line), token, tag)
+        (str(sentence.line_of(position)), token, tag)
         for sentence, tags in zip(batch.sentences, model.tags(batch), strict=True)
-        for line, (token, tag) in enumerate(zip(sentence.tokens, tags, strict=True), start=sentence.first_line)
+        for position, (token, tag) in enumerate(zip(sentence.tokens, tags, strict=True))
     ]
     return ["line", "token", "prediction"], [*rows]
 

@@ -80,7 +80,8 @@ def text(
     that no setting names are guessed from usual names, and the header shows them. A real node guesses nothing.
 
     - ``task=classification``: the columns ``text`` and ``target``.
-    - ``task=token_classification``: CoNLL files with a token and its tag per line.
+    - ``task=token_classification``: CoNLL files with a token and its tag per line; or JSON Lines with the
+      lists ``tokens`` and ``tags`` (also ``words``; ``ner_tags``, ``pos_tags`` or ``labels``).
     - ``task=causal_lm``: the column ``text``; or ``prompt``, perhaps ``context``, and ``response``; or ``messages``, a
       list of objects with ``role`` and ``content``. The loss counts the responses only. Chats and prompts use the chat
       template of the model, if it has one.

@@ -1,7 +1,7 @@
 """Read sentences with a tag per token, for token classification with the scenario `folder`.
 
-The path is a CoNLL file (`fedlearn.data.token_files`), or a folder of them. The names of folders and files determine
-clients and split, as for tables (`fedlearn.data.folder`).
+The path is a CoNLL file or JSON Lines (`fedlearn.data.token_files`), or a folder of them. The names of folders and
+files determine clients and split, as for tables (`fedlearn.data.folder`).
 
 Shapes: N sentences, T tokens.
 """
@@ -97,7 +97,7 @@ def token_folder(
         DataError: a file cannot be read; the message names the file and the line.
     """
     for name, value in settings.columns.items():
-        require(not value, name, value, "null, because the columns of CoNLL files have no names", f"{name}=null")
+        require(not value, name, value, "null, because sentences with tags have no such columns", f"{name}=null")
     inputs = _inputs(model, settings.length)
     files = _files(path)
     sentences_by_file = [list(read_sentences(file)) for file in files]
@@ -160,10 +160,13 @@ def _files(path: Path) -> list[Path]:
         raise DataError(f"scenario.path is {path}: no such file or folder\n  advice    an absolute path")
     if path.is_file() and path.name.lower().endswith((".csv", ".csv.gz", ".parquet")):
         expected = "a CoNLL file: a token and its tag per line, and an empty line between sentences"
-        raise DataError(f"{path} is a table\n  expected  {expected}\n  advice    save the sentences as sentences.conll")
+        advice = "save the sentences as sentences.conll or sentences.jsonl"
+        raise DataError(f"{path} is a table\n  expected  {expected}\n  advice    {advice}")
     files = [path] if path.is_file() else [file for file in list_files(path) if is_token_file(file)]
     if not files:
-        raise DataError(f"{path} has no CoNLL file\n  advice    a file north.conll or north.txt for each client")
+        raise DataError(
+            f"{path} has no CoNLL file and no JSON Lines\n  advice    a file north.conll or north.jsonl for each client"
+        )
     return files
 
 
@@ -188,7 +191,7 @@ def _targets(file: Path, sentences: Sequence[Sentence], tags: Sequence[str], len
     for row_T, sentence in zip(y_NT, sentences, strict=True):
         found = [numbers.get(tag, PADDING) for tag in sentence.tags]
         if PADDING in found:
-            line = sentence.first_line + found.index(PADDING)
+            line = sentence.line_of(found.index(PADDING))
             problem = f"{file}, line {line}, has a tag that is not in scenario.classes"
             raise DataError(f"{problem}\n  expected  one of {len(tags)} tags\n  advice    {CLASSES_FIX} with all tags")
         row_T[: len(found)] = found[:length]

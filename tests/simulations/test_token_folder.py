@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
 
 import numpy as np
@@ -86,6 +87,50 @@ def test_a_file_per_client_is_a_token_classification(sites):
     assert np.array_equal(train.x == 0, train.y == -1)
 
 
+@pytest.mark.parametrize(("tokens", "tags"), [("tokens", "tags"), ("words", "ner_tags"), ("tokens", "labels")])
+def test_json_lines_and_conll_give_the_same_scenario(sites, tokens, tags):
+    conll = folder(path=str(sites), **SETTINGS)
+    for site in SITES:
+        lines = [{tokens: s.tokens, tags: s.tags, "id": 1} for s in read_sentences(sites / f"{site}.conll")]
+        (sites / f"{site}.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+        (sites / f"{site}.conll").unlink()
+    scenario = folder(path=str(sites), **SETTINGS)
+    assert scenario.data.names == conll.data.names
+    for client in conll.data.clients:
+        assert np.array_equal(scenario.data.train(client).x, conll.data.train(client).x)
+        assert np.array_equal(scenario.data.train(client).y, conll.data.train(client).y)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"tokens": ["SECRET"]}', "has no tags or ner_tags"),
+        ('{"tags": ["O"]}', "has no tokens or words"),
+        ('{"tokens": ["SECRET"], "tags": ["O", "O"]}', "has 1 tokens and 2 tags"),
+        ('{"tokens": ["SECRET"], "words": ["SECRET"], "tags": ["O"]}', "has tokens and words"),
+        ('{"tokens": "SECRET", "tags": ["O"]}', "something else than a list of text in tokens"),
+        ('{"tokens": ["SECRET", 3], "tags": ["O", "O"]}', "something else than a list of text in tokens"),
+        ('{"tokens": ["SECRET"], "tags": [" "]}', "something else than a list of text in tags"),
+        ('{"tokens": ["SECRET"], "tags": [null]}', "something else than a list of text in tags"),
+        ('["SECRET"]', "is no JSON object"),
+        ("{SECRET", "is no JSON"),
+    ],
+)
+def test_a_wrong_line_of_json_is_named_without_its_content(tmp_path, line, reason):
+    right = '{"tokens": ["Ann"], "tags": ["O"]}'
+    (tmp_path / "a.jsonl").write_text(f"{right}\n\n{line}\n", encoding="utf-8")
+    with pytest.raises(DataError, match="line 3") as caught:
+        list(read_sentences(tmp_path / "a.jsonl"))
+    assert reason in str(caught.value)
+    assert "SECRET" not in str(caught.value)
+
+
+def test_tags_of_json_lines_may_be_numbers_and_empty_sentences_are_left_out(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"tokens": ["Ann", "left"], "ner_tags": [1, 0]}\n{"tokens": [], "tags": []}\n')
+    (sentence,) = read_sentences(tmp_path / "a.jsonl")
+    assert (sentence.tags, sentence.line_of(1)) == (("1", "0"), 1)
+
+
 def test_names_of_files_are_clients_or_splits(tmp_path):
     for name in ("north/train", "north/test", "south/train"):
         write(tmp_path / "data" / f"{name}.txt", count=5, seed=len(name))
@@ -146,6 +191,11 @@ def test_a_federated_tagger_learns_and_tags_new_sentences(sites, tmp_path, capsy
         ["2", "likes", "O"],
         ["4", "Oslo", "B-LOC"],
     ]
+    (tmp_path / "new.jsonl").write_text('\n{"tokens": ["Eve", "likes"]}\n{"tokens": ["Oslo"]}\n')
+    assert predict([str(tmp_path / "run"), "--data", str(tmp_path / "new.jsonl")]) == 0
+    of_json = list(csv.reader(capsys.readouterr().out.splitlines()))
+    assert [row[0] for row in of_json] == ["line", "2", "2", "3"]
+    assert [row[1:] for row in of_json] == [row[1:] for row in rows]
 
 
 @pytest.mark.slow
