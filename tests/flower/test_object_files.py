@@ -136,3 +136,17 @@ def test_the_superlink_uses_this_store(folder, monkeypatch):
     store_objects_in_files(folder / "objects")
     store = object_store_factory.ObjectStoreFactory(str(folder / "flower.db")).store()
     assert store.folder == folder / "objects"
+
+
+@pytest.mark.parametrize("place", ["../key.pem", "{folder}/key.pem", "..", ".", "", "key.pem", "A" * 64])
+def test_an_id_of_a_node_names_no_other_file(folder, place):
+    store = opened(folder)
+    keys = [store.folder / "key.pem", folder / "key.pem"]
+    for key in keys:
+        key.write_text("secret")
+    for id in (place.format(folder=folder), f"../{place}"):
+        store.delete(id)
+        assert store.get(id) is None
+        with pytest.raises(ValueError, match="digest"):
+            store.put(id, b"x" * MIN_FILE_BYTES)
+    assert [key.read_text() for key in keys] == ["secret"] * 2

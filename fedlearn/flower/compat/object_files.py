@@ -7,6 +7,7 @@ Flower writes parts of 5 MiB into SQLite. A connection to the database then cach
 from __future__ import annotations
 
 import os
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 from fedlearn.flower.compat.names import FLOWER
 
 MIN_FILE_BYTES = 2**16  # a smaller part stays in the database
+OBJECT_ID = re.compile(r"[0-9a-f]{64}")  # SHA-256 of a part
+NO_FILE = "none"  # name of a file that never exists
 IN_FILE = b"in a file"  # content of such a part in the database; no part of a message has this form
 
 
@@ -51,13 +54,17 @@ def object_store_class() -> Any:
                     path.unlink()
             return tables
 
+        def path(self, object_id: str) -> Path:
+            """Return the file of a part. A node may send any text as an id, such as the path of another file."""
+            return self.folder / (object_id if OBJECT_ID.fullmatch(object_id) else NO_FILE)
+
         def put(self, object_id: str, object_content: bytes) -> None:
             if object_id != get_object_id(object_content):
                 raise ValueError(f"the id {object_id} does not match the digest of the content")
             validate_object_content(content=object_content)
             if len(object_content) < MIN_FILE_BYTES:
                 return super().put(object_id, object_content)
-            _write(self.folder / object_id, object_content)
+            _write(self.path(object_id), object_content)
             super().put(object_id, IN_FILE)
 
         def get(self, object_id: str) -> bytes | None:
@@ -65,12 +72,12 @@ def object_store_class() -> Any:
             if content != IN_FILE:
                 return content
             try:
-                return (self.folder / object_id).read_bytes()
+                return self.path(object_id).read_bytes()
             except FileNotFoundError:
                 return None
 
         def delete(self, object_id: str) -> None:
-            path = self.folder / object_id
+            path = self.path(object_id)
             with self.session() as session:
                 super().delete(object_id)
                 if path.exists() and object_id not in self:
