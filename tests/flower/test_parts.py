@@ -13,11 +13,13 @@ pytest.importorskip("flwr", reason="the extra flower is not installed")
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 
 from fedlearn.core.spool import Spool, TooLarge
 from fedlearn.flower.compat import parts
 from fedlearn.flower.compat.parts import PARTS_AT_A_TIME, PartsArray, inflate, parts_of, pull_contents, push_contents
 from fedlearn.flower.compat.parts import record_of as to_record
+from fedlearn.flower.compat.transfers import receive_on_disk
 
 SIZE = 5 * 2**20  # bytes of a part of Flower
 DATA = np.random.default_rng(1).bytes(3 * SIZE + 5)
@@ -146,3 +148,30 @@ def test_a_record_of_flower_is_read_as_before():
     found = inflate(key, pull_contents([*objects], objects.__getitem__, spool=spool))["r"]
     assert isinstance(found, ArrayRecord)
     np.testing.assert_array_equal(found["0"].numpy(), [0.0, 1.0, 2.0])
+
+
+@pytest.fixture
+def grid(monkeypatch):
+    """Return the functions with which Flower's grid receives responses, as a run of a deployment has them."""
+    from flwr.superlink.grid import http_grid
+
+    for name in ("pull_objects", "push_objects", "inflate_object_from_contents"):
+        monkeypatch.setattr(http_grid, name, getattr(http_grid, name))
+    receive_on_disk(0.4, folder=None, max_bytes=4 * SIZE)
+    return http_grid
+
+
+@pytest.mark.parametrize("ids", [[1], [-2], ["0"], None, [0.0], {"a": 1}, [0] * 10**5], ids=lambda ids: str(ids)[:9])
+def test_a_malformed_response_is_an_error_of_its_node_and_does_not_end_the_run(grid, ids):
+    _, objects = hostile(arraychunk_ids=ids)
+    with pytest.raises(ObjectPullError):
+        grid.pull_objects(object_ids=[*objects], pull_object_fn=objects.__getitem__)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"ArrayChunk", b"ArrayRecord  2\0[]", b'ArrayRecord  9\0{"a":"b"}', b"\xff\0"]
+)
+def test_a_response_that_is_no_message_is_an_error_of_its_node(grid, content):
+    key = get_object_id(content)
+    with pytest.raises(ObjectPullError):
+        grid.pull_objects(object_ids=[key], pull_object_fn={key: content}.__getitem__)

@@ -33,6 +33,7 @@ class Contents(dict[str, bytes]):
         super().__init__()
         self.spool = spool
         self.chunks: dict[str, tuple[int, int]] = {}  # id of a chunk -> start and end in the spool
+        self.message: Any = None  # the message in the parts
 
 
 def pull_contents(object_ids: Sequence[str], pull: Pull, *, spool: Spool, **settings: Any) -> Contents:

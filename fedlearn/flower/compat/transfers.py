@@ -11,6 +11,8 @@ from fedlearn.core.spool import Spool, TooLarge
 from fedlearn.flower.compat.names import FLOWER
 from fedlearn.flower.compat.parts import inflate, pull_contents, push_contents
 
+# errors of malformed parts; a node chooses the content of its parts
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 MAX_BACKOFF_S = 2.0  # longest pause between two attempts to receive a part of a response
 
 
@@ -45,9 +47,10 @@ def receive_on_disk(stall_s: float, *, folder: Path | None, max_bytes: int) -> N
     Args:
         stall_s: seconds without a part, > 0. The response then counts as an error.
         folder: folder on a disk; None: the system's folder for temporary files.
-        max_bytes: largest number of bytes of a response. A larger one counts as an error.
+        max_bytes: largest number of bytes of a response. A larger or malformed response counts as an error.
     """
     FLOWER.verify("stalls")
+    from flwr.app import Message
     from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
     from flwr.superlink.grid import http_grid
 
@@ -66,9 +69,16 @@ def receive_on_disk(stall_s: float, *, folder: Path | None, max_bytes: int) -> N
 
         settings = {"backoff_cap": MAX_BACKOFF_S, **more}
         try:
-            return pull_contents(object_ids, pull, spool=Spool(folder, max_bytes=max_bytes), **settings)
-        except TooLarge as error:
-            raise ObjectPullError(object_ids[-1], str(error)) from error
+            contents = pull_contents(object_ids, pull, spool=Spool(folder, max_bytes=max_bytes), **settings)
+            contents.message = inflate(object_ids[-1], contents)
+            if not isinstance(contents.message, Message):
+                raise TypeError(f"it is a {type(contents.message).__name__}, expected a message")
+        except ObjectPullError:
+            raise
+        except (TooLarge, *MALFORMED) as error:  # one node must not end the run of the others
+            raise ObjectPullError(object_ids[-1], f"{type(error).__name__}: {error!s:.200}") from error
+        return contents
 
     grid: Any = http_grid
-    grid.pull_objects, grid.inflate_object_from_contents, grid.push_objects = pull_objects, inflate, push_contents
+    grid.pull_objects, grid.push_objects = pull_objects, push_contents
+    grid.inflate_object_from_contents = lambda object_id, contents: contents.message
