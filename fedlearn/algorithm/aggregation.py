@@ -79,28 +79,31 @@ def add_rows(total: Any, rows_KD: Array, weights_K: np.ndarray) -> Any:
 
     ``total`` is None or the result of an earlier call; pass the result to `divide_total`. The result does not depend on
     the block size (NumPy: bit for bit), because rows are added in order. It needs memory for the sum and
-    one tile per core. Large NumPy arrays use all cores.
+    one tile per core. Large NumPy arrays use all cores. On a GPU, a large row is one tile, because each operation has
+    a fixed cost there.
     """
     xp = array_namespace(rows_KD)
     if is_jax_array(rows_KD):
         return _add_rows_compensated(xp, total, rows_KD, weights_K)
     sum_D = xp.zeros(rows_KD.shape[1:], dtype=xp.float64, device=rows_KD.device) if total is None else total
     weights_K1 = xp.asarray(weights_K, dtype=xp.float64, device=rows_KD.device)[:, None]
-    width = max(1, min(len(sum_D), TILE_SIZE))
-    height = TILE_SIZE // width
+    is_numpy = isinstance(rows_KD, np.ndarray)
+    width = max(1, min(len(sum_D), TILE_SIZE) if is_numpy else len(sum_D))
+    height = max(1, TILE_SIZE // width)
 
     def add_columns(start: int) -> None:
         columns = slice(start, start + width)
+        part = sum_D[columns]  # a view: `sum_D[columns] += ...` would copy the result once more
         for k in range(0, len(rows_KD), height):
             tile = xp.astype(rows_KD[k : k + height, columns], xp.float64) * weights_K1[k : k + height]
             if height == 1:
-                sum_D[columns] += tile[0]
+                part += tile[0]
             else:
-                tile[0] += sum_D[columns]  # first, so that rows are added one after another
-                sum_D[columns] = xp.sum(tile, axis=0)
+                tile[0] += part  # first, so that rows are added one after another
+                part[:] = xp.sum(tile, axis=0)
 
     starts = range(0, len(sum_D), width)
-    is_large = isinstance(rows_KD, np.ndarray) and len(starts) > 1 and rows_KD.size >= MIN_THREADED_SIZE
+    is_large = is_numpy and len(starts) > 1 and rows_KD.size >= MIN_THREADED_SIZE
     deque(map_in_threads(add_columns, starts) if is_large else map(add_columns, starts), maxlen=0)
     return sum_D
 

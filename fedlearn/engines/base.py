@@ -185,6 +185,7 @@ def split_into_blocks(cohort: Sequence[ClientId], size: int) -> Iterator[Sequenc
 BATCHINGS = ("auto", "map", "vmap", "joint", "process_pool")
 MAX_MIXED_BLOCK_SIZE = 31  # clients per block of requests from different rounds; below 32, ``auto`` trains bit-exactly
 MAX_BLOCK_BYTES = 2**29  # bytes of the updates of a block on a device with memory of its own
+MAX_BLOCK_SHARE = 16  # the updates of a block take at most this part of the memory of the device
 MAX_CACHED_BYTES = 2**25  # bytes of the updates of a block on a CPU; larger blocks leave its cache
 
 
@@ -198,7 +199,7 @@ def vector(
         data: examples of each client.
         trainer: trainer of the model.
         block_size: maximum number of clients per block, >= 1. None: on a CPU, as many as fit its cache, at least one
-            per core. On other devices, as many as fit 512 MiB of updates. At most 1024.
+            per core. On other devices, as many as fit 512 MiB of updates and a sixteenth of the memory. At most 1024.
         batching: method to train a block, default ``auto``. ``map``: one client after another (JAX: in one program per
             core). ``vmap``: all clients step together, as one batch of models. ``joint``: one forward pass has rows of
             several clients, for adapters over a frozen base in torch, in a process per core. ``process_pool``: one
@@ -247,7 +248,8 @@ def automatic_block_size(trainer: Trainer) -> int:
     bytes_per_client = 4 * max(1, trainer.layout.num_parameters)
     if trainer.device == "cpu":
         return min(1024, max(available_cores(), MAX_CACHED_BYTES // bytes_per_client))
-    return min(1024, max(1, MAX_BLOCK_BYTES // bytes_per_client))
+    memory = getattr(trainer, "device_memory", None) or MAX_BLOCK_SHARE * MAX_BLOCK_BYTES
+    return min(1024, max(1, min(MAX_BLOCK_BYTES, memory // MAX_BLOCK_SHARE) // bytes_per_client))
 
 
 @engine_builder(in_process=True)

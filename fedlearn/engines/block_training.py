@@ -11,6 +11,7 @@ from bdb import BdbQuit
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from fedlearn.loop.client_update import client_step, client_step_mixed_rounds, i
 from fedlearn.loop.protocols import Trainer
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,14 +93,16 @@ class BlockTrainer:
         except Exception as error:
             if len(work) == 1:
                 yield failure(work[0].client, FailureStage.FIT, error)
-            else:  # one client made the block fail: train each client alone, so that the other clients succeed
-                _log_single_training(len(work), error)
-                for client_work in work:
-                    yield from self._train_work(strategy, request, [client_work])
+                return
+            _log_halves(len(work), error)
+        else:
+            yield from failures
+            if len(updates):
+                yield updates
             return
-        yield from failures
-        if len(updates):
-            yield updates
+        # after the handler, because the traceback of the error keeps the memory of the block
+        for half in _halves(work):
+            yield from self._train_work(strategy, request, half)
 
     def _train_mixed_rounds(self, strategy: Strategy, block: Block) -> Iterator[Updates | Failure]:
         requests, work = [], []
@@ -111,23 +115,39 @@ class BlockTrainer:
                 raise
             except Exception as error:
                 yield failure(client, FailureStage.DATA, error)
+        if work:
+            yield from self._train_mixed_work(strategy, requests, work)
+
+    def _train_mixed_work(
+        self, strategy: Strategy, requests: Sequence[Request], work: Sequence[ClientWork]
+    ) -> Iterator[Updates | Failure]:
+        if len(work) == 1:
+            yield from self._train_work(strategy, requests[0], work)
+            return
         try:
-            results = client_step_mixed_rounds(self.trainer, strategy, requests, work) if work else []
+            results = client_step_mixed_rounds(self.trainer, strategy, requests, work)
         except self._raised_in_training:
             raise
-        except Exception as error:  # one client made the block fail: train each client alone
-            _log_single_training(len(work), error)
-            for request, client_work in zip(requests, work, strict=True):
-                yield from self._train_work(strategy, request, [client_work])
+        except Exception as error:
+            _log_halves(len(work), error)
+        else:
+            yield from results
             return
-        yield from results
+        for half, half_requests in zip(_halves(work), _halves(requests), strict=True):
+            yield from self._train_mixed_work(strategy, half_requests, half)
 
 
-def _log_single_training(num_clients: int, error: Exception) -> None:
-    """Log that a block failed, e.g. because the memory of the device ran out. Its training takes many times as long."""
+def _halves(items: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
+    """Return the halves of at least two items. Halving a failed block ends at the client that fails."""
+    middle = len(items) // 2
+    return items[:middle], items[middle:]
+
+
+def _log_halves(num_clients: int, error: Exception) -> None:
+    """Log that a block failed, e.g. because the memory of the device ran out."""
     reason = (str(error).splitlines() or [""])[0]
     log.warning(
-        "a block of %d clients failed and is trained one client at a time (%s: %s); "
+        "a block of %d clients failed, so each half of it is trained alone (%s: %s); "
         "if memory ran out, use a smaller engine.block_size",
         num_clients,
         type(error).__name__,

@@ -158,6 +158,9 @@ class Trainer(Protocol):
             `fedlearn.algorithm.local_rule.HOOKS`. Rules with other functions are refused.
         initialization: one phrase on the source of the initial parameters, for the header: drawn from the seed, or
             kept as the user gave them.
+
+    A trainer on another device than a CPU may have ``device_memory``, the memory of the device in bytes. It bounds the
+    size of a block.
     """
 
     @property

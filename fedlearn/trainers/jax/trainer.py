@@ -324,6 +324,11 @@ class JaxTrainer:
         return self._layerwise[kind]
 
     @property
+    def device_memory(self) -> int | None:
+        """Return the memory of a device in bytes; None if it is not known."""
+        return (self._jax_device.memory_stats() or {}).get("bytes_limit")
+
+    @property
     def _jax_device(self) -> Any:
         return self._jax_devices[0]
 

@@ -56,8 +56,10 @@ class BlockSteps:
 
     def _fit_group(self, job: Job, group: slice) -> tuple[torch.Tensor, np.ndarray]:
         """Train a group of clients together. Return the updates and the total losses."""
-        work, steps_K = job.work[group], torch.from_numpy(job.steps_K[group]).to(self.model.device)
-        batch_of, frozen = self._batches(job, group), self.model.layout.positions(job.rule.frozen_parameters)
+        work, batch_of = job.work[group], self._batches(job, group)
+        frozen = torch.from_numpy(self.model.layout.positions(job.rule.frozen_parameters)).to(self.model.device)
+        order_K = np.argsort(job.steps_K[group], kind="stable")  # a slice of it are the clients that have finished
+        steps_K, finished_K = job.steps_K[group][order_K], torch.from_numpy(order_K).to(self.model.device)
         client_states = {
             name: torch.stack([self.model.to_device(client_work.client_state[name]) for client_work in work])
             for name in job.rule.client_state
@@ -68,17 +70,17 @@ class BlockSteps:
         flat = nn.Parameter(start_KD.clone())
         step, total_K = optimizer_step([flat], job.local), torch.zeros(len(work), device=self.model.device)
         gradients, rates = self._block_gradients(job, group), job.block_rates(group)
-        for s in range(int(steps_K.max())):
+        for s in range(int(steps_K[-1])):
             gradient_KD, sum_K = gradients(flat.detach(), *batch_of(s))
-            gradient_KD[:, frozen] = 0
+            gradient_KD.index_fill_(1, frozen, 0)
             if job.local.max_grad_norm is not None:
                 gradient_KD = clip_rows(job.local.max_grad_norm, gradient_KD)
             gradient_KD = job.rule.correct(gradient_KD, flat.detach(), job.global_D, **client_states, **job.broadcast)
-            done_K = steps_K <= s
-            before_KD = flat.detach()[done_K]
+            done_K = finished_K[: np.searchsorted(steps_K, s, side="right")]
+            before_KD = flat.detach().index_select(0, done_K)
             step((gradient_KD,), rates[s])
-            flat.data[done_K] = before_KD
-            flat.data[:, frozen] = start_KD[:, frozen]  # weight decay needs no gradient
+            flat.data.index_copy_(0, done_K, before_KD)
+            flat.data.index_copy_(1, frozen, start_KD.index_select(1, frozen))  # weight decay needs no gradient
             total_K += sum_K
         return flat.detach() - start_KD, total_K.double().cpu().numpy()
 
@@ -87,8 +89,10 @@ class BlockSteps:
         x, x_starts_K = self._inputs([work.examples.x for work in job.work[group]])
         y, y_starts_K = self._concatenate([work.examples.y for work in job.work[group]])
 
+        plan_KSB = torch.from_numpy(job.plan_KSB[group]).to(self.model.device)
+
         def batch_of(s: int) -> tuple[Any, torch.Tensor, torch.Tensor]:
-            rows_KB = torch.from_numpy(job.plan_KSB[group, s]).to(self.model.device).long()
+            rows_KB = plan_KSB[:, s].long()
             return _rows(x, x_starts_K, rows_KB), _targets(y, y_starts_K, rows_KB), rows_KB >= 0
 
         return batch_of

@@ -24,6 +24,17 @@ def require_device(device: str) -> None:
         raise SettingError("device", device, f"a device of this machine ({reason})", "device=cpu") from error
 
 
+def device_memory(device: str) -> int | None:
+    """Return the memory of a device in bytes; None for a CPU, and for a device that does not report it."""
+    if torch.device(device).type == "cpu":
+        return None
+    try:
+        total: int = torch.accelerator.get_memory_info(torch.device(device))[1]
+    except (RuntimeError, ValueError, NotImplementedError):
+        return None
+    return total
+
+
 @contextmanager
 def single_threaded(device: str) -> Iterator[None]:
     """Compute on one thread of this process, then restore the number of threads.

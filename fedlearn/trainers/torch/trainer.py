@@ -48,7 +48,7 @@ from fedlearn.trainers.contract import cause_of, kind_of, refuse_training, requi
 from fedlearn.trainers.torch.block_steps import BlockSteps
 from fedlearn.trainers.torch.client_steps import ClientSteps
 from fedlearn.trainers.torch.contract import ModuleCheck, prepare_module
-from fedlearn.trainers.torch.device import require_device, single_threaded
+from fedlearn.trainers.torch.device import device_memory, require_device, single_threaded
 from fedlearn.trainers.torch.dp_sgd import ClippedGradient
 from fedlearn.trainers.torch.flat_model import FlatModel
 from fedlearn.trainers.torch.job import Job
@@ -165,6 +165,11 @@ class TorchTrainer:
     def supports_process_pool(self) -> bool:
         """True on a CPU: forked processes may train with this trainer."""
         return self.device == "cpu"
+
+    @property
+    def device_memory(self) -> int | None:
+        """Return the memory of the device in bytes; None if it is not known."""
+        return device_memory(self.device)
 
     def close(self) -> None:
         """Release nothing: the trainer has no processes."""
