@@ -31,9 +31,13 @@ def rounds_of(request: Request, work: Sequence[ClientWork]) -> np.ndarray:
     return np.array([round_of(request, client_work) for client_work in work], np.int64)
 
 
-def prediction_parts(x: np.ndarray) -> list[np.ndarray]:
-    """Divide inputs into the parts that `predict` passes to a model at once. A part is not divided again."""
-    return np.array_split(x, max(1, len(x) // PREDICTED_ROWS))
+def prediction_parts(x: np.ndarray, *, max_rows: int = 2 * PREDICTED_ROWS) -> list[np.ndarray]:
+    """Divide inputs into the parts that `predict` passes to a model at once.
+
+    Processes of a pool get parts of the default size. A process divides its part as one process divides all inputs.
+    """
+    parts = np.array_split(x, max(1, len(x) // PREDICTED_ROWS))
+    return [few for part in parts for few in np.array_split(part, max(1, -(-len(part) // max_rows)))]
 
 
 def draw_by_round(rounds_K: np.ndarray, draw: Callable[[int], Any]) -> np.ndarray:

@@ -152,6 +152,22 @@ def test_functions_draw_weights_from_the_seed():
     np.testing.assert_allclose(run(params, X), built.predict(built.init(1), X), atol=1e-6)
 
 
+@pytest.mark.parametrize("num_rows", [0, 513, 10_000])
+def test_a_prediction_passes_few_rows_at_once_to_the_model(num_rows):
+    init, apply = PAIR
+    row_counts = []
+
+    def counting(params, x):
+        row_counts.append(len(x))
+        return apply(params, x)
+
+    built = trainer((init, counting))
+    x, params_D = np.resize(X, (num_rows, 6)), built.init(1)
+    outputs = built.predict(params_D, x)
+    assert max(row_counts) <= 512
+    np.testing.assert_allclose(outputs, apply(built.network(params_D)[1], x), atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["nnx", pytest.param("equinox", marks=pytest.mark.slow)])
 def test_a_scenario_of_data_sets_takes_any_model_of_jax(kind):
     scenario = Scenario.from_datasets({"north": (X, Y), "south": (X, Y)}, model=KINDS[kind](), task="binary")

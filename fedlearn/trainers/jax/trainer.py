@@ -50,6 +50,7 @@ from fedlearn.trainers.batching import (
     batch_plans,
     draw_by_round,
     poisson_plans,
+    prediction_parts,
     rounds_of,
 )
 from fedlearn.trainers.class_weights import class_weights
@@ -64,6 +65,8 @@ from fedlearn.trainers.jax.losses import LOSSES, Loss, loss_of
 from fedlearn.trainers.jax.networks import Forward, adapt
 from fedlearn.trainers.jax.optimizers import check_optimizer
 from fedlearn.trainers.jax.shares import Shares
+
+MAX_ROWS = 512  # rows that `predict` passes to a model at once
 
 
 class JaxTrainer:
@@ -286,12 +289,20 @@ class JaxTrainer:
         return np.pad(rates_KS.astype(np.float32), ((0, 0), (0, num_steps - rates_KS.shape[1])))
 
     def predict(self, params_D: Array, x: Any) -> np.ndarray:
-        """Return raw outputs ``(N, C)`` in evaluation mode. N is rounded up, so that few programs are compiled."""
-        x = join_inputs(x)
+        """Return raw outputs ``(N, C)`` in evaluation mode.
+
+        The model gets at most `MAX_ROWS` rows at once, because convolutions need a lot of memory for each row. This
+        number is rounded up, so that few programs are compiled.
+        """
+        with jax.default_device(self._jax_device):
+            params_D = jnp.asarray(params_D)
+            parts = prediction_parts(join_inputs(x), max_rows=MAX_ROWS)
+            return np.concatenate([self._outputs(params_D, part) for part in parts])
+
+    def _outputs(self, params_D: Any, x: np.ndarray) -> np.ndarray:
         padded = np.zeros((round_up(len(x)), *x.shape[1:]), x.dtype)
         padded[: len(x)] = x
-        with jax.default_device(self._jax_device):
-            return np.asarray(self._predict(jnp.asarray(params_D), split_inputs(padded)))[: len(x)]
+        return np.asarray(self._predict(params_D, split_inputs(padded)))[: len(x)]
 
     def network(self, params_D: Array) -> Any:
         """Return the model with these parameters, in the form of its library.
