@@ -15,7 +15,7 @@ def _row(epsilon: float, accuracy: float, deviation: float, settings: str) -> Ro
         name=f"epsilon_{epsilon:g}".replace(".", "_"),
         label=f"epsilon {epsilon:g}",
         settings=words,
-        measures=(final_accuracy(published), spent_epsilon(Published(value=epsilon, source=SOURCE, is_gated=False))),
+        measures=(final_accuracy(published), spent_epsilon(Published(value=epsilon, source=SOURCE, gate="none"))),
     )
 
 

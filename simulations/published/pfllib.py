@@ -17,7 +17,7 @@ PUBLISHED = {
     "fedala": ("FedALA", (99.57, 0.01), (97.66, 0.02)),
 }
 PARTITIONS = {
-    "pathological": ("partition=pathological", "partition.classes_per_client=2"),
+    "pathological": ("partition=pathological", "~partition.alpha", "partition.classes_per_client=2"),
     "practical": ("partition=dirichlet", "partition.alpha=0.1"),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 
 from fedlearn.callbacks.tables import markdown_table
 from simulations.published import TABLES
@@ -17,11 +18,16 @@ This page compares runs of fedlearn with published tables. `python -m simulation
 declarations in `simulations/published/` and the stored results in `docs/results/`. Do not edit it.
 
 Each row is the mean and the standard deviation over its seeds. The gate is: the difference to the published value is
-at most the published standard deviation, or one point if this is larger. A published value without a source that
-could be read is `not checked`, and has no gate. A count of rounds has no points, so it has no gate. A row without
-stored results is `not run`. Seconds are the time of the rounds of one seed, on a machine with two cores that other
-programs used at the same time. Digests are the first digits of SHA-256 of the final parameters and of all examples,
-for the first seed; `docs/results/` has all seeds in full.
+at most the published standard deviation, or one point if this is larger. A published number of rounds to a target has
+another check: the target is `reached` if each seed reaches it by the published round, else `missed`. A run that needs
+fewer rounds than published also reaches it, so look at both numbers. A published value without a source that could be
+read is `not checked`, and has no gate.
+
+A row without stored results is `not run`. The time beside it is an estimate for one seed on one core, from the
+measured processor time of the first rounds. `processor s` is the processor time of one seed, start and evaluation
+included. Older results have the duration of their rounds instead (`wall`), on two cores that other programs used at
+the same time. Digests are the first digits of SHA-256 of the final parameters and of all examples, for the first
+seed; `docs/results/` has all seeds in full.
 
 To run a row again, and to write this page:
 
@@ -29,8 +35,10 @@ To run a row again, and to write this page:
 python -m simulations.results --run flamby_heart/fedavg
 ```
 """
-COLUMNS = ("row", "measure", "fedlearn", "seeds", "published", "gate", "seconds", "parameters", "data")
+COLUMNS = ("row", "measure", "fedlearn", "seeds", "published", "gate", "processor s", "parameters", "data")
+GATE_WORDS = {"difference": ("pass", "fail"), "limit": ("reached", "missed")}
 DIGITS = 8
+MINUTES_BELOW = 1.5  # hours; shorter estimates are in minutes
 
 
 def results_page(folder: Path) -> str:
@@ -49,26 +57,28 @@ def result_file(table: Table, row: Row, folder: Path) -> Path:
 
 
 def gate_of(measure: Measure, results: Sequence[SeedResult]) -> str:
-    """Return ``pass``, ``fail``, or the reason why there is no gate.
+    """Return ``pass`` or ``fail``, ``reached`` or ``missed`` for a limit, or the reason why there is no gate.
 
     Args:
         measure: measure with its published value.
         results: stored results of the row.
     """
-    values = _values(measure, results)
-    if not values:
+    if not results:
         return "not run"
-    if measure.published is None or not measure.published.is_gated:
+    published = measure.published
+    if published is None or published.gate == "none":
         return "none"
-    return "pass" if measure.published.accepts(mean_and_deviation(values)[0]) else "fail"
+    passed, failed = GATE_WORDS[published.gate]
+    return passed if published.accepts([result.values.get(measure.name) for result in results]) else failed
 
 
 def _summary(folder: Path) -> str:
-    rows: list[tuple[str, ...]] = [("table", "rows", "run", "gates passed", "gates failed")]
+    words = [word for both in GATE_WORDS.values() for word in both]
+    rows: list[tuple[str, ...]] = [("table", "rows", "run", *words)]
     for table in TABLES.values():
         stored = {row.name: read_results(row, result_file(table, row, folder)) for row in table.rows}
         gates = [gate_of(measure, stored[row.name]) for row in table.rows for measure in row.measures]
-        numbers = (len(table.rows), sum(map(bool, stored.values())), gates.count("pass"), gates.count("fail"))
+        numbers = (len(table.rows), sum(map(bool, stored.values())), *map(gates.count, words))
         rows.append((f"[{table.title}](#{_anchor(table.title)})", *map(str, numbers)))
     return markdown_table(rows)
 
@@ -93,10 +103,9 @@ def _sources(table: Table) -> list[str]:
 
 
 def _lines(row: Row, results: Sequence[SeedResult]) -> list[tuple[str, ...]]:
-    seconds = f"{mean_and_deviation([result.seconds for result in results])[0]:.0f}" if results else "–"
     first = results[0] if results else None
     digests = (first.parameters_sha256[:DIGITS], first.data_sha256[:DIGITS]) if first else ("–", "–")
-    ends = (seconds, *digests)
+    ends = (_seconds(results), *digests)
     return [
         (
             row.label if number == 0 else "",
@@ -110,12 +119,28 @@ def _lines(row: Row, results: Sequence[SeedResult]) -> list[tuple[str, ...]]:
 
 def _cells(measure: Measure, row: Row, results: Sequence[SeedResult]) -> tuple[str, str, str, str]:
     values = _values(measure, results)
-    ours = _with_deviation(*mean_and_deviation(values)) if values else "not reached" if results else "not run"
+    ours = _with_deviation(*mean_and_deviation(values)) if values else "not reached" if results else _not_run(row)
     seeds = f"{len(values)} of {len(row.seeds)}" if results else "–"
     published = measure.published
-    unknown = "not checked" if row.has_published else "none"
+    is_missing = row.has_published and not any(other.published for other in row.measures)
+    unknown = "not checked" if is_missing else "none"
     theirs = _with_deviation(published.value, published.deviation) if published else unknown
     return ours, seeds, theirs, gate_of(measure, results)
+
+
+def _not_run(row: Row) -> str:
+    if row.hours is None:
+        return "not run"
+    cost = f"{row.hours:.0f} h" if row.hours >= MINUTES_BELOW else f"{60 * row.hours:.0f} min"
+    return f"not run (about {cost} a seed)"
+
+
+def _seconds(results: Sequence[SeedResult]) -> str:
+    """Return the mean processor time of a seed, or the mean duration if no processor time is stored."""
+    if not results:
+        return "–"
+    processor = [result.processor_seconds for result in results if result.processor_seconds is not None]
+    return f"{mean(processor):.0f}" if processor else f"{mean(result.seconds for result in results):.0f} (wall)"
 
 
 def _values(measure: Measure, results: Sequence[SeedResult]) -> list[float]:

@@ -26,6 +26,7 @@ class SeedResult:
         values: name of the measure -> number; None if the run has no such number.
         rounds: number of completed rounds.
         seconds: duration of the rounds.
+        processor_seconds: processor time of the run and of its child processes; None if it was not measured.
         parameters_sha256: digest of the final parameters.
         data_sha256: digest of the digests of all training and test examples.
         packages: versions of the packages that compute.
@@ -38,9 +39,10 @@ class SeedResult:
     parameters_sha256: str
     data_sha256: str
     packages: Mapping[str, str]
+    processor_seconds: float | None = None
 
 
-def read_run(row: Row, seed: int, folder: Path) -> SeedResult:
+def read_run(row: Row, seed: int, folder: Path, *, processor_seconds: float) -> SeedResult:
     """Return the numbers of a completed run of a row."""
     run = RunResult(folder=folder)
     versions = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["packages"]
@@ -49,6 +51,7 @@ def read_run(row: Row, seed: int, folder: Path) -> SeedResult:
         values={measure.name: measure.read(run) for measure in row.measures},
         rounds=int(run.summary["rounds"]),
         seconds=round(float(run.summary["seconds"]), 1),
+        processor_seconds=round(processor_seconds, 1),
         parameters_sha256=run.summary["parameters_sha256"],
         data_sha256=hashlib.sha256((folder / "data_digests.json").read_bytes()).hexdigest(),
         packages={name: versions[name] for name in ("fedlearn", "numpy", "torch", "jax") if name in versions},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+import shlex
 from dataclasses import fields
 from pathlib import Path
 
@@ -82,6 +84,29 @@ def test_a_scenario_may_bring_settings_over_which_recipes_and_words_go():
     assert settings("scenario=sent140", "strategy.clients_per_round=9").strategy.clients_per_round == 9
     assert settings("experiment=movielens", "cohort=7").rounds == 32
     assert settings("strategy=fedprox").strategy.clients_per_round is None
+
+
+def commands_of(recipe: Path) -> list[list[str]]:
+    """Return the words of each command for simulations in the comments of a recipe, without seeds."""
+    comments = re.sub(r"\\\n#\s*", " ", recipe.read_text(encoding="utf-8").partition("\ndefaults:")[0])
+    commands = re.findall(r"^# +python -m simulations\.run (.*?)(?: {5}.*)?$", comments, re.MULTILINE)
+    return [[word for word in shlex.split(command) if not word.startswith("seed=")] for command in commands]
+
+
+RECIPES = {path.stem: path for path in sorted((CONF_DIR / "experiment").glob("*.yaml"))}
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if commands_of(RECIPES[name])])
+def test_no_command_of_a_recipe_has_a_setting_that_is_refused(name):
+    from fedlearn.loop.rule_support import require_settings, require_steps
+    from fedlearn.runner.compose import compose
+    from fedlearn.runner.plan import build_plan
+    from fedlearn.runner.start import parse_args
+
+    for job in [job for words in commands_of(RECIPES[name]) for job in compose(parse_args(words))]:
+        plan = build_plan(job.cfg)
+        require_settings(plan.strategy.local, plan.local)
+        require_steps(plan.strategy, plan.local)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF_DIR / "experiment").glob("flamby_heart_fed*.yaml")))
