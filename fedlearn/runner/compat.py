@@ -209,6 +209,11 @@ class ParsedOverride:
         return str(self.override.key_or_group)
 
     @property
+    def key(self) -> str:
+        """Setting or group, with its package and the sign before it."""
+        return str(self.override.get_key_element())
+
+    @property
     def value(self) -> Any:
         """Value of the override, without sweeps resolved."""
         return self.override.value()
@@ -231,7 +236,7 @@ class ParsedOverride:
     def choices(self) -> Iterator[str]:
         """Yield one override for each value of a discrete sweep."""
         for value in self.override.sweep_string_iterator():
-            yield f"{self.override.get_key_element()}={value}"
+            yield f"{self.key}={value}"
 
 
 def parse_override(override: str) -> list[ParsedOverride]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -33,6 +35,7 @@ from fedlearn.runner.config_errors import explain_config_error, no_such_setting
 from fedlearn.runner.consent import listed_modules, refuse_code_for_hydra, require_consent
 from fedlearn.runner.unread_settings import refuse_unknown_hydra_settings, refuse_unread_settings
 
+BASIC = "basic"  # Hydra's name of the launcher that runs one job after another, and of its sweeper
 OPTIONS_WITHOUT_SETTINGS = {  # a custom builder replaces these
     "partition": ("partition=custom",),
     "engine": ("engine=serial", "~engine.raise_failures"),
@@ -50,6 +53,7 @@ class Job:
         sweep_folder: folder of the sweep; default ``multirun``.
         is_sweep: True if the run belongs to a sweep.
         choices: group -> name of the chosen option.
+        is_plain_sweep: True if Hydra's basic sweeper and launcher run the sweep, without settings of these.
     """
 
     cfg: DictConfig
@@ -58,6 +62,7 @@ class Job:
     sweep_folder: Path = Path("multirun")
     is_sweep: bool = False
     choices: Mapping[str, str] = field(default_factory=dict)
+    is_plain_sweep: bool = False
 
 
 def with_custom_targets(overrides: Sequence[str]) -> list[str]:
@@ -85,7 +90,12 @@ def setting_of(override: str) -> str:
 
 
 def compose(args: Namespace) -> list[Job]:
-    """Return the configuration of a command line: one job, or for a sweep one job per value.
+    """Return the jobs of `compose_each` as a list."""
+    return list(compose_each(args))
+
+
+def compose_each(args: Namespace) -> Iterator[Job]:
+    """Yield the configuration of a command line: one job, or for a sweep one job per value.
 
     The jobs of a sweep change one setting at a time, and have the first value of all other settings. The cost of a
     check is therefore the sum of the numbers of values, and not their product.
@@ -95,19 +105,38 @@ def compose(args: Namespace) -> list[Job]:
     """
     with _composer(args) as hydra:
         parsed = parse_overrides(args.overrides)
-        return [_job(hydra, args, overrides) for overrides in _each_value(parsed, multirun=args.multirun)]
+        for overrides in _each_value(parsed, multirun=args.multirun):
+            yield _job(hydra, args, overrides)
 
 
-def _job(hydra: Composer, args: Namespace, overrides: list[str]) -> Job:
+def compose_sweep(args: Namespace) -> Iterator[tuple[list[str], Callable[[], Job]]]:
+    """Yield the overrides of each job of a plain sweep, and a function that composes the job.
+
+    The folder of a job is in the folder of the sweep.
+    """
+    with _composer(args) as hydra:
+        for number, overrides in enumerate(_combinations(parse_overrides(args.overrides))):
+            yield overrides, partial(_job, hydra, args, overrides, number=number)
+
+
+def count_jobs(overrides: Sequence[str]) -> int:
+    """Return the number of jobs of a sweep: the number of combinations of all values."""
+    return sum(1 for _ in _combinations(parse_overrides(overrides)))
+
+
+def _job(hydra: Composer, args: Namespace, overrides: list[str], *, number: int | None = None) -> Job:
+    numbered = [] if number is None else [f"hydra.job.num={number}", f"hydra.job.id={number}"]
+
     def load(overrides: list[str]) -> DictConfig:
         name = args.config_name or "config"
         without = [f"~{group}" for group in getattr(args, "without", ())]  # groups that an object replaces
-        return hydra.compose(name, [*without, *overrides])
+        return hydra.compose(name, [*without, *overrides, *numbered])
 
     try:
         cfg = load(overrides)
         use_for_interpolation(cfg)  # for ${hydra:...} in run_name and in the name of the run folder
-        folder, sweep_folder = Path(cfg.hydra.run.dir), Path(cfg.hydra.sweep.dir)
+        sweep_folder = Path(cfg.hydra.sweep.dir)
+        folder = Path(cfg.hydra.run.dir) if number is None else sweep_folder / str(cfg.hydra.sweep.subdir)
         in_sweep = args.multirun or is_sweep(cfg)
         hydra_settings = OmegaConf.to_container(cfg.hydra, resolve=False)
         refuse_unknown_hydra_settings(cfg.hydra)
@@ -124,7 +153,21 @@ def _job(hydra: Composer, args: Namespace, overrides: list[str]) -> Job:
     chosen = any(override.startswith(key) for override in overrides)
     if not any(setting_of(override) == "allow_targets" for override in overrides):
         require_consent(listed_modules(cfg))
-    return Job(cfg=cfg, folder=folder, sweep_folder=sweep_folder, chosen=chosen, is_sweep=in_sweep, choices=choices)
+    return Job(
+        cfg=cfg,
+        folder=folder,
+        sweep_folder=sweep_folder,
+        chosen=chosen,
+        is_sweep=in_sweep,
+        choices=choices,
+        is_plain_sweep=_is_plain(choices, hydra_settings),
+    )
+
+
+def _is_plain(choices: Mapping[str, str], hydra_settings: Any) -> bool:
+    settings = hydra_settings["sweeper"]
+    names = [choices.get(group, BASIC) for group in ("hydra/launcher", "hydra/sweeper")]
+    return names == [BASIC, BASIC] and not any(value for key, value in settings.items() if key != "_target_")
 
 
 @contextmanager
@@ -190,6 +233,12 @@ def _each_value(overrides: Sequence[ParsedOverride], *, multirun: bool) -> Itera
     for i, choices in enumerate(values):
         for value in choices[1:]:
             yield [*first[:i], value, *first[i + 1 :]]
+
+
+def _combinations(overrides: Sequence[ParsedOverride]) -> Iterator[list[str]]:
+    """Yield the overrides of each job of a sweep. The last override of a setting counts."""
+    by_key = {override.key: list(_values(override)) for override in overrides}
+    return map(list, product(*by_key.values()))
 
 
 def _values(override: ParsedOverride) -> Iterator[str]:

@@ -1,33 +1,33 @@
 """Run the jobs of a sweep in forked processes, several at a time.
 
-A process runs one job after another, as a sweep without processes does. So a process imports libraries, starts JAX and
-compiles small programs once for all its jobs. It imports the framework while its parent prepares the sweep.
+A process runs one job after another, as a sweep without processes does. So a process starts JAX and compiles small
+programs once for all its jobs. A template imports the libraries for all processes, while its parent prepares the sweep.
 """
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
 import os
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from fedlearn.core.threads import NUM_CORES, available_cores, limit_threads
 from fedlearn.errors import require
+from fedlearn.runner.process_template import ProcessTemplate
 
 MEMORY_FACTOR = 1.5  # available memory for a further process, per memory of the largest process
 MEMORY_FOR_START = 0.2  # available share of the memory of the machine, for a further process
 SCARCE_MEMORY = 0.1  # available share of the memory of the machine at which the newest process pauses
 POLL_SECONDS = 0.05
-SIGNAL_AT_END_OF_PARENT = 1  # option of prctl
+WAITING_JOBS = 4  # per process, prepared before a process is free
+DONE, INTERRUPTED = "done", "interrupted"  # messages of a process after its job; the first message is its id
 
 
 def jobs_at_a_time(num_jobs: int | None, engine: Mapping[str, Any], device: str) -> int:
@@ -58,18 +58,20 @@ def can_fork() -> bool:
 
 @dataclass(eq=False, kw_only=True)
 class _Process:
-    """A process, the parent's end of its pipe, and its job; None while it waits for a job."""
+    """A process: the parent's end of its pipe, its id, and its job. The id is 0 until the process runs.
 
-    process: BaseProcess
+    The job is None while the process waits for a job.
+    """
+
     pipe: Connection
+    pid: int = 0
     job: Any = None
     is_paused: bool = False
 
     def signal(self, number: int) -> None:
         """Send a signal to the process and its children."""
-        assert self.process.pid is not None
         with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
+            os.killpg(self.pid, number)
 
 
 class JobProcesses:
@@ -80,7 +82,7 @@ class JobProcesses:
 
     Args:
         size: number of processes, >= 1.
-        prepare: function that each process calls first, e.g. to import libraries.
+        prepare: function that is called once for all processes, e.g. to import libraries.
         run: function that runs a job. The processes inherit it; the job is pickled.
         report_death: function that reports a job whose process died, perhaps because memory ran out.
     """
@@ -95,81 +97,104 @@ class JobProcesses:
     ) -> None:
         self.size, self._prepare, self._run, self._report_death = size, prepare, run, report_death
         self._processes: list[_Process] = []
+        self._waiting: deque[Any] = deque()
         self._num_cores = max(1, available_cores() // size)
+        self._template = ProcessTemplate(self._prepare_template, self._serve)
         for _ in range(size):
             self._fork()
 
     def start(self, job: Any) -> None:
-        """Run a job, as soon as there is room for it."""
-        while not self._has_room():
+        """Run a job, as soon as there is room for it. Return at once while few jobs wait."""
+        self._waiting.append((dict(os.environ), job))
+        self._collect(0)
+        while len(self._waiting) > WAITING_JOBS * self.size:
             self._collect(POLL_SECONDS)
-        process = next((each for each in self._processes if each.job is None), None) or self._fork()
-        process.pipe.send((dict(os.environ), job))
-        process.job = job
 
     def wait(self) -> None:
         """Wait for the end of all jobs, and end the processes."""
-        while any(each.job is not None for each in self._processes):
+        while self._waiting or any(each.job is not None for each in self._processes):
             self._collect(POLL_SECONDS)
         for each in self._processes:
             each.pipe.close()
-            each.process.join()
         self._processes.clear()
+        self._template.close()
 
     def interrupt(self) -> None:
-        """Interrupt all running jobs as Ctrl-C does, and wait for their end. A further Ctrl-C reaches them too."""
-        while self._processes:
+        """Interrupt all running jobs as Ctrl-C does, and wait for their end. A further Ctrl-C reaches them too.
+
+        Jobs that wait do not start.
+        """
+        self._waiting.clear()
+        if not any(each.pid for each in self._processes):
+            self._template.kill()
+        is_ended = False
+        while not is_ended:
             for each in self._processes:
-                if each.job is not None and each.process.pid is not None:
+                if each.job is not None:
                     each.signal(signal.SIGCONT)
-                    os.kill(each.process.pid, signal.SIGINT)
+                    with suppress(ProcessLookupError):
+                        os.kill(each.pid, signal.SIGINT)
             with suppress(KeyboardInterrupt):
                 self.wait()
+                is_ended = True
 
-    def _fork(self) -> _Process:
-        fork = multiprocessing.get_context("fork")
-        ours, theirs = fork.Pipe()
-        inherited = [ours, *(each.pipe for each in self._processes)]
-        process = fork.Process(target=self._serve, args=(theirs, inherited))
-        process.start()
-        theirs.close()
-        self._processes.append(_Process(process=process, pipe=ours))
-        return self._processes[-1]
+    def _fork(self) -> None:
+        self._processes.append(_Process(pipe=self._template.fork(each.pipe for each in self._processes)))
 
-    def _serve(self, pipe: Connection, inherited: list[Connection]) -> None:
+    def _prepare_template(self) -> None:
+        limit_threads(self._num_cores)
+        self._prepare()
+
+    def _serve(self, pipe: Connection) -> None:
         """Run jobs in a process, until the parent closes the pipe."""
-        os.setpgid(0, 0)  # the parent receives Ctrl-C, and passes it on
-        ctypes.CDLL(None).prctl(SIGNAL_AT_END_OF_PARENT, signal.SIGTERM)
-        for other in inherited:  # a pipe that stays open here would not report the end of the parent
-            other.close()
-        with suppress(KeyboardInterrupt, EOFError, OSError):  # the exit code of an interrupted job is recorded
-            limit_threads(self._num_cores)
-            self._prepare()
-            while True:
-                environment, job = pipe.recv()
-                os.environ.update(environment | {NUM_CORES: str(self._num_cores)})
-                self._run(job)
-                pipe.send(None)
+        with suppress(EOFError, OSError):
+            pipe.send(os.getpid())
+            try:
+                while True:
+                    environment, job = pipe.recv()
+                    os.environ.update(environment | {NUM_CORES: str(self._num_cores)})
+                    self._run(job)
+                    pipe.send(DONE)
+            except KeyboardInterrupt:  # the exit code of an interrupted job is recorded
+                pipe.send(INTERRUPTED)
 
     def _collect(self, seconds: float) -> None:
-        """Wait for the end of a job, for at most ``seconds``. Pause processes while memory is scarce."""
-        busy = {each.pipe: each for each in self._processes if each.job is not None}
-        for pipe in wait(list(busy), seconds):
+        """Wait for messages, for at most ``seconds``. Start jobs that wait. Pause processes while memory is scarce."""
+        by_pipe = {each.pipe: each for each in self._processes}
+        for pipe in wait(list(by_pipe), seconds):
             assert isinstance(pipe, Connection)
+            each = by_pipe[pipe]
             try:
-                pipe.recv()
+                message = pipe.recv()
             except (EOFError, OSError):
-                self._remove(busy[pipe])
-            busy[pipe].job = None
+                message = None
+            if isinstance(message, int):
+                each.pid = message
+                continue
+            job, each.job = each.job, None
+            if message != DONE:
+                pipe.close()
+                self._processes.remove(each)
+            if message is None and not each.pid and self._waiting:  # the next process may also die before its job
+                _, job = self._waiting.popleft()
+            if message is None and job is not None:
+                self._report_death(job)
         self._pause_newest()
+        while self._waiting and self._has_room():
+            if not self._start_next():
+                return
 
-    def _remove(self, each: _Process) -> None:
-        """Remove a process that has ended in a job: interrupted, or dead."""
-        each.process.join()
-        each.pipe.close()
-        self._processes.remove(each)
-        if each.process.exitcode:
-            self._report_death(each.job)
+    def _start_next(self) -> bool:
+        """Send the next job to a process that waits, and return True. Otherwise, fork a process if one is missing."""
+        each = next((each for each in self._processes if each.pid and each.job is None), None)
+        if each is None:
+            if len(self._processes) < self.size:
+                self._fork()
+            return False
+        environment, each.job = self._waiting.popleft()
+        with suppress(OSError):  # the process died, and the pipe reports it
+            each.pipe.send((environment, each.job))
+        return True
 
     def _pause_newest(self) -> None:
         """Pause the newest running process while memory is scarce, and continue the oldest paused process after it."""
@@ -187,12 +212,12 @@ class JobProcesses:
         busy = [each for each in self._processes if each.job is not None]
         if not busy or len(busy) == self.size:
             return not busy
-        largest = max(_resident_bytes(each.process.pid) for each in busy)
+        largest = max(_resident_bytes(each.pid) for each in busy)
         needed = max(MEMORY_FACTOR * largest, MEMORY_FOR_START * _total_bytes())
         return needed <= _available_bytes() and not any(each.is_paused for each in busy)
 
 
-def _resident_bytes(process: int | None) -> int:
+def _resident_bytes(process: int) -> int:
     """Return the resident memory of a process, bytes; 0 after its end."""
     try:
         return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

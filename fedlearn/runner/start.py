@@ -7,7 +7,6 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from math import prod
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -25,11 +24,12 @@ from fedlearn.errors import FedlearnError
 from fedlearn.runner.builders import BuildError
 from fedlearn.runner.callbacks import build_callbacks
 from fedlearn.runner.compat import command_line_parser, parse_override, run_command_line
-from fedlearn.runner.compose import CONF_DIR, Job, compose, with_custom_targets
+from fedlearn.runner.compose import BASIC, CONF_DIR, Job, compose_each, with_custom_targets
 from fedlearn.runner.dry_run import is_dry_run, print_dry_run
 from fedlearn.runner.environment import set_environment
 from fedlearn.runner.evaluation.subgroups import require_subgroups
 from fedlearn.runner.initial_weights import first_state, require_source
+from fedlearn.runner.job_processes import JobProcesses
 from fedlearn.runner.model_folder import with_declared_model, write_model_folder
 from fedlearn.runner.plan import Plan, build_plan
 from fedlearn.runner.rounds import RunOutcome, run_rounds
@@ -37,7 +37,7 @@ from fedlearn.runner.run_config import write_run_config
 from fedlearn.runner.run_description import build_run_info
 from fedlearn.runner.run_folder import LOG_FILE, locked_run_folder, reserve_run_folder, reserve_sweep_folder
 from fedlearn.runner.run_mode import SIMULATION, RunMode
-from fedlearn.runner.sweep import BASIC, Sweep, count_processes
+from fedlearn.runner.sweep import Sweep, processes_for
 from fedlearn.runner.training_data import write_data_digests, write_held_out_rows
 
 log = logging.getLogger(__name__)
@@ -125,13 +125,22 @@ def _run_in_folder(cfg: DictConfig, folder: Path, planned: Plan | None, run_mode
 def _run_command(args: Namespace) -> int:
     if args.help or args.hydra_help or args.shell_completion:
         return _hydra(args, lambda cfg: None)
-    jobs = compose(args)
-    if args.cfg or args.info:
-        return _hydra(args, lambda cfg: None)
-    plans = [_build_plan(job.cfg) for job in jobs]
-    if is_dry_run(jobs[0].cfg):
+    composed = compose_each(args)
+    first = next(composed)
+    if args.cfg or args.info or is_dry_run(first.cfg) or not first.is_sweep:
+        jobs = [first, *composed]
+        if args.cfg or args.info:
+            return _hydra(args, lambda cfg: None)
+        plans = [_build_plan(job.cfg) for job in jobs]
         return max(run(job, plan).exit_code for job, plan in zip(jobs, plans, strict=True))
-    return _sweep(args, jobs[0]) if jobs[0].is_sweep else run(jobs[0], plans[0]).exit_code
+    processes = processes_for(first, args.overrides)  # these import the framework during the checks
+    try:
+        for job in (first, *composed):
+            _build_plan(job.cfg)
+        return _sweep(args, first, processes)
+    finally:
+        if processes is not None:
+            processes.interrupt()
 
 
 def _build_plan(cfg: DictConfig) -> Plan | None:
@@ -144,23 +153,23 @@ def _build_plan(cfg: DictConfig) -> Plan | None:
         return None
 
 
-def _sweep(args: Namespace, first: Job) -> int:
+def _sweep(args: Namespace, first: Job, processes: JobProcesses | None) -> int:
     parsed = [override for text in args.overrides for override in parse_override(text)]
     folder = reserve_sweep_folder(first.sweep_folder, chosen=first.chosen)
     args.overrides.append(f"hydra.sweep.dir={quote_value(str(folder))}")
-    num_jobs = prod(len([*override.choices()]) for override in parsed if override.is_discrete_sweep)
-    num_processes = count_processes(first, num_jobs)
     sweep = Sweep(
         folder=folder,
-        fixed=frozenset(override.setting for override in parsed if not override.is_sweep),
+        fixed=frozenset(override.setting for override in parsed if not override.is_sweep) | {"hydra.sweep.dir"},
         run=run,
-        is_parallel=num_processes > 0 or first.choices.get("hydra/launcher", BASIC) != BASIC,
-        framework=first.cfg.get("framework"),
-        num_processes=num_processes,
+        is_parallel=processes is not None or first.choices.get("hydra/launcher", BASIC) != BASIC,
+        processes=processes,
     )
     try:
-        sweep.start_processes()
-        code = _hydra(args, sweep)
+        code = DONE
+        if first.is_plain_sweep:
+            sweep.run_all(args)
+        else:
+            code = _hydra(args, sweep)
         sweep.wait()
         return max(code, sweep.worst_exit_code())
     finally:

@@ -10,85 +10,105 @@ import os
 import re
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fedlearn.callbacks.formatting import format_metric
 from fedlearn.core.command_line import DONE, FAILED, STOPPED, exit_code
 from fedlearn.errors import require
 from fedlearn.runner.compat import interpolation_source, job_overrides, run_folder, use_for_interpolation
-from fedlearn.runner.compose import Job, setting_of
+from fedlearn.runner.compose import BASIC, Job, compose_sweep, count_jobs, setting_of
 from fedlearn.runner.environment import set_environment
 from fedlearn.runner.job_processes import JobProcesses, jobs_at_a_time
 from fedlearn.runner.rounds import RunOutcome
 
 EXIT_CODES = ".exit_codes"  # file in the folder of a sweep while it runs
-BASIC = "basic"  # Hydra's name of the launcher that runs one job after another, and of its sweeper
+SWEEP_FILE = "multirun.yaml"  # file in the folder of a sweep, which Hydra also writes
 MAX_FOLDER_NAME = 100  # characters; the number of the job at the start keeps names distinct
 
 
 class _Item(NamedTuple):
-    """A job for another process, its name, the folder that Hydra created, and the source of ``${hydra:...}``."""
+    """A job for another process, its sweep and name, and the source of ``${hydra:...}``."""
 
+    sweep: Sweep
     job: Job
     name: str
-    created: Path
     source: DictConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Function of Hydra for the jobs of a sweep. A failed job does not stop the others; Ctrl-C does.
+    """Run the jobs of a sweep. A failed job does not stop the others; Ctrl-C does.
+
+    Hydra calls the sweep with the settings of each job if a launcher or a sweeper of Hydra runs it.
 
     Args:
         folder: folder of the sweep.
         fixed: settings with the same value in all jobs.
         run: function that runs a job in its folder.
         is_parallel: True if several jobs run at the same time. Each job then prints one line.
-        framework: framework of the first job, which the processes import.
-        num_processes: number of processes that run the jobs; 0 runs each job in the process of the launcher.
+        processes: processes that run the jobs; None runs each job in the process of the caller.
     """
 
     folder: Path
     fixed: frozenset[str]
     run: Callable[[Job], RunOutcome]
     is_parallel: bool
-    framework: str | None = None
-    num_processes: int = 0
-
-    @cached_property
-    def _processes(self) -> JobProcesses:
-        return JobProcesses(
-            self.num_processes,
-            prepare=partial(_import_framework, self.framework),
-            run=self._run_in_process,
-            report_death=self._report_death,
-        )
-
-    def start_processes(self) -> None:
-        """Start the processes, which import the framework while Hydra prepares the jobs."""
-        if self.num_processes:
-            _ = self._processes
+    processes: JobProcesses | None = None
 
     def __call__(self, cfg: DictConfig) -> float:
-        """Run one job, and return its main metric. A job in another process has no metric yet: it returns NaN."""
+        """Run one job of Hydra, and return its main metric. A job in another process returns NaN."""
         created = run_folder()
-        varied = [override for override in job_overrides() if setting_of(override) not in self.fixed]
-        name = f"job {created.name}: {', '.join(varied) or 'no setting varies'}"
-        job = Job(cfg=self._as_job(cfg), folder=job_folder(created, varied), chosen=True)
-        if not self.num_processes:
-            return self._run(job, name, created)
-        self._processes.start(_Item(job, name, created, interpolation_source()))
+        score = self._start(Job(cfg=cfg, folder=created, chosen=True), job_overrides())
+        with suppress(OSError):  # remove the empty folder that Hydra created
+            created.rmdir()
+        return score
+
+    def run_all(self, args: Namespace) -> None:
+        """Run all jobs of a plain sweep.
+
+        Args:
+            args: command line, with the folder of the sweep.
+        """
+        OmegaConf.save(OmegaConf.create({"hydra": {"overrides": {"task": args.overrides}}}), self.folder / SWEEP_FILE)
+        for overrides, compose_job in compose_sweep(args):
+            job = self._compose(compose_job)
+            if job is not None:
+                self._start(job, overrides)
+
+    def _compose(self, compose_job: Callable[[], Job]) -> Job | None:
+        """Return a job, or record the exit code if two of its values exclude each other."""
+        jobs: list[Job] = []
+
+        def body() -> int:
+            jobs.append(compose_job())
+            return DONE
+
+        code = exit_code(body)
+        if code != DONE:
+            self._record(code)
+        if code == STOPPED:
+            raise KeyboardInterrupt
+        return jobs[0] if jobs else None
+
+    def _start(self, job: Job, overrides: Sequence[str]) -> float:
+        varied = [override for override in overrides if setting_of(override) not in self.fixed]
+        name = f"job {job.folder.name}: {', '.join(varied) or 'no setting varies'}"
+        job = replace(job, cfg=self._as_job(job.cfg), folder=job_folder(job.folder, varied), chosen=True)
+        if self.processes is None:
+            return self._run(job, name)
+        self.processes.start(_Item(replace(self, processes=None), job, name, interpolation_source()))
         return float("nan")
 
-    def _run(self, job: Job, name: str, created: Path) -> float:
+    def _run(self, job: Job, name: str) -> float:
         """Run a job, record its exit code, and return its main metric."""
         outcome = RunOutcome(exit_code=FAILED)
         if not self.is_parallel:
@@ -108,18 +128,7 @@ class Sweep:
             sys.stdout.flush()
         if code == STOPPED:
             raise KeyboardInterrupt
-        with suppress(OSError):  # remove the empty folder that Hydra created
-            created.rmdir()
         return outcome.score
-
-    def _run_in_process(self, item: _Item) -> None:
-        use_for_interpolation(item.source)
-        self._run(item.job, item.name, item.created)
-
-    def _report_death(self, item: _Item) -> None:
-        """Record the failure of a job whose process died."""
-        self._record(FAILED)
-        sys.stderr.write(f"{item.name}: its process died, perhaps because memory ran out\n  advice    num_jobs=1\n")
 
     def wait(self) -> None:
         """Wait for the jobs in other processes. Ctrl-C interrupts each job, which can then be resumed.
@@ -127,8 +136,8 @@ class Sweep:
         Raises:
             KeyboardInterrupt: the user or a job pressed Ctrl-C.
         """
-        if self.num_processes:
-            self._processes.wait()
+        if self.processes is not None:
+            self.processes.wait()
         if self.worst_exit_code() == STOPPED:
             raise KeyboardInterrupt
 
@@ -139,8 +148,8 @@ class Sweep:
 
     def close(self) -> None:
         """Interrupt the jobs that still run, and remove the file with the exit codes."""
-        if self.num_processes:
-            self._processes.interrupt()
+        if self.processes is not None:
+            self.processes.interrupt()
         (self.folder / EXIT_CODES).unlink(missing_ok=True)
 
     def _as_job(self, cfg: DictConfig) -> DictConfig:
@@ -160,6 +169,17 @@ class Sweep:
             os.close(file)
 
 
+def _run_item(item: _Item) -> None:
+    use_for_interpolation(item.source)
+    item.sweep._run(item.job, item.name)
+
+
+def _report_death(item: _Item) -> None:
+    """Record the failure of a job whose process died."""
+    item.sweep._record(FAILED)
+    sys.stderr.write(f"{item.name}: its process died, perhaps because memory ran out\n  advice    num_jobs=1\n")
+
+
 def _import_framework(framework: str | None) -> None:
     set_environment(framework)
     if framework in ("torch", "jax"):
@@ -167,12 +187,15 @@ def _import_framework(framework: str | None) -> None:
             import_module(f"fedlearn.trainers.{framework}")
 
 
-def count_processes(first: Job, num_jobs: int) -> int:
-    """Return the number of processes for the jobs of a sweep; 0 if the launcher of Hydra runs them.
+def processes_for(first: Job, overrides: Sequence[str]) -> JobProcesses | None:
+    """Return the processes for the jobs of a sweep, which import the framework while the caller prepares the jobs.
 
     Args:
         first: first job of the sweep, whose settings are the settings of the sweep.
-        num_jobs: number of jobs of the sweep.
+        overrides: overrides of the command line.
+
+    Returns:
+        None if a launcher of Hydra or this process runs the jobs.
 
     Raises:
         SettingError: ``num_jobs`` is set, but this process cannot fork or a launcher runs the jobs.
@@ -183,8 +206,15 @@ def count_processes(first: Job, num_jobs: int) -> int:
     if others != [BASIC, BASIC]:
         expected = f"null, because {' and '.join(name for name in others if name != BASIC)} runs the jobs"
         require(cfg.get("num_jobs") is None, "num_jobs", cfg.get("num_jobs"), expected, "num_jobs=null")
-        return 0
-    return 0 if size == 1 else min(size, num_jobs)
+        return None
+    if size == 1:
+        return None
+    return JobProcesses(
+        min(size, count_jobs(overrides)),
+        prepare=partial(_import_framework, cfg.get("framework")),
+        run=_run_item,
+        report_death=_report_death,
+    )
 
 
 def job_folder(created: Path, varied: Sequence[str]) -> Path:

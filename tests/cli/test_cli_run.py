@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from needs import needs
 
+from fedlearn.runner.compat import Composer
 from fedlearn.runner.start import main
 
 needs("torch")
@@ -107,6 +108,28 @@ def test_a_job_of_a_sweep_that_fails_does_not_stop_the_others(here, summary, cap
     assert folder.name == "1_clients_per_round=2"
     assert summary(folder)["status"] == "done"
     assert "at most 10, the number of clients" in capsys.readouterr().err
+
+
+def test_a_job_that_cannot_be_composed_does_not_stop_the_others(here, summary, capsys):
+    assert main(["-m", *IN_TURN, "strategy=fedavg,fedprox", "hydra.sweep.subdir=mu_${strategy.mu}"]) == 2
+    (sweep,) = (here / "multirun").iterdir()
+    (folder,) = (path for path in sweep.iterdir() if path.is_dir())
+    assert (folder.name, summary(folder)["strategy"]) == ("mu_0.1", "fedprox")
+    assert "strategy.mu" in capsys.readouterr().err
+
+
+def test_each_job_of_a_sweep_is_composed_once_after_the_check_of_each_value(here, monkeypatch):
+    composed = []
+    compose = Composer.compose
+    monkeypatch.setattr(Composer, "compose", lambda self, *rest: composed.append(rest) or compose(self, *rest))
+    assert main(["-m", *IN_TURN, "seed=1,2,3", "strategy=fedavg,fedprox"]) == 0
+    checks = 1 + 2 + 1  # the first values, and each further value
+    assert len(composed) == checks + 6
+
+
+def test_the_last_value_of_a_setting_counts_in_a_sweep(here, summary):
+    assert main(["-m", *IN_TURN, "seed=1,2", "seed=3"]) == 0
+    assert [summary(path.parent)["seed"] for path in here.glob("multirun/*/*/summary.json")] == [3]
 
 
 def test_early_stopping_ends_a_run_well_and_says_why(run, summary):

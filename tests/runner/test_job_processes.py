@@ -3,8 +3,8 @@
 import os
 import signal
 import sys
+import time
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 
@@ -22,7 +22,7 @@ GIB = 2**30
 class Running:
     """Stand for a process of a sweep, which has a job."""
 
-    process, job, is_paused = SimpleNamespace(pid=1), "job", False
+    pid, job, is_paused = 1, "job", False
 
     def __init__(self):
         self.signals = []
@@ -31,8 +31,8 @@ class Running:
         self.signals.append(number)
 
 
-def processes_of(size, run=print, *, report_death=print):
-    return JobProcesses(size, prepare=lambda: None, run=run, report_death=report_death)
+def processes_of(size, run=print, *, prepare=lambda: None, report_death=print):
+    return JobProcesses(size, prepare=prepare, run=run, report_death=report_death)
 
 
 def record(folder, job):
@@ -45,6 +45,31 @@ def record(folder, job):
     cores, words = os.environ["FEDLEARN_NUM_CORES"], os.environ.get("WORDS", "")
     with (folder / str(os.getpid())).open("a") as file:
         file.write(f"{job} {cores} {words} {len(sys.modules) - before}\n")
+
+
+def import_wave(folder):
+    """Import a module, and write the process that does."""
+    import wave  # noqa: F401
+
+    with (folder / "prepared").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+
+
+def run_forever(folder, job):
+    """Run until an interrupt, and write that it came."""
+    (folder / f"started_{job}").touch()
+    try:
+        time.sleep(600)
+    except KeyboardInterrupt:
+        (folder / f"interrupted_{job}").touch()
+        raise
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "timeout"
+        time.sleep(0.02)
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +146,71 @@ def test_the_newest_processes_pause_while_memory_is_scarce(monkeypatch, fake):
     assert not fake._has_room()
     assert paused(50) == [False, False, False]
     assert [each.signals for each in fake._processes[1:]] == 2 * [[signal.SIGSTOP, signal.SIGCONT]]
+
+
+@pytest.mark.process
+def test_one_process_imports_libraries_for_all_processes_of_a_sweep(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "wave", raising=False)
+    jobs = tmp_path / "jobs"
+    jobs.mkdir()
+    processes = processes_of(2, partial(record, jobs), prepare=partial(import_wave, tmp_path))
+    for job in ("die", "die", *range(4)):
+        processes.start(job)
+    processes.wait()
+    (importer,) = (tmp_path / "prepared").read_text().split()
+    rows = [line.split() for file in jobs.iterdir() for line in file.read_text().splitlines()]
+    assert sorted(row[0] for row in rows) == [*"0123"], "also the processes that replace the dead"
+    assert all(row[-1] == "0" for row in rows), "no job imports"
+    assert importer not in {str(os.getpid()), *(file.name for file in jobs.iterdir())}
+    assert "wave" not in sys.modules
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("victim", ["process", "template"])
+def test_a_killed_process_is_reported_and_the_other_jobs_run(tmp_path, victim):
+    dead = []
+    processes = processes_of(2, partial(run_forever, tmp_path), report_death=dead.append)
+    processes.start("first")
+    wait_for(lambda: processes._collect(0.1) or (tmp_path / "started_first").exists())
+    (running,) = [each for each in processes._processes if each.job is not None]
+    os.kill(running.pid if victim == "process" else processes._template._process.pid, signal.SIGKILL)
+    wait_for(lambda: processes._collect(0.1) or running not in processes._processes)
+    processes.start("second")
+    wait_for(lambda: processes._collect(0.1) or (tmp_path / "started_second").exists())
+    processes.interrupt()
+    assert dead == ["first"], "the processes of a template end with it"
+    assert (tmp_path / "interrupted_second").exists()
+
+
+@pytest.mark.process
+def test_an_interrupt_reaches_running_jobs_and_waiting_jobs_do_not_start(tmp_path):
+    processes = processes_of(2, partial(run_forever, tmp_path))
+    for job in range(4):
+        processes.start(job)
+    wait_for(lambda: processes._collect(0.1) or len(list(tmp_path.glob("started_*"))) == 2)
+    processes.interrupt()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{word}_{i}" for word in ("started", "interrupted") for i in (0, 1)
+    }
+
+
+@pytest.mark.process
+def test_an_interrupt_does_not_wait_for_the_imports(tmp_path):
+    processes = processes_of(2, prepare=partial(time.sleep, 600))
+    processes.start("job")
+    start = time.monotonic()
+    processes.interrupt()
+    assert time.monotonic() - start < 60
+
+
+@pytest.mark.process
+def test_a_failing_import_fails_each_job():
+    dead = []
+    processes = processes_of(2, prepare=partial(os._exit, 9), report_death=dead.append)
+    for job in range(3):
+        processes.start(job)
+    processes.wait()
+    assert sorted(dead) == [0, 1, 2]
 
 
 @pytest.mark.process
