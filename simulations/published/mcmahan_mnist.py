@@ -13,13 +13,22 @@ FASTER_FRAMEWORK = {"2nn": "jax", "cnn": "torch"}  # on one core of a CPU
 
 
 def _row(
-    name: str, label: str, settings: str, target: float, published_rounds: int, *, seeds: int, note: str = ""
+    name: str,
+    label: str,
+    settings: str,
+    target: float,
+    published_rounds: int,
+    *,
+    seeds: int,
+    note: str = "",
+    hours: float | None = None,
 ) -> Row:
     rounds = Published(value=published_rounds, source=SOURCE, gate="limit")
     measures = (rounds_to(target, rounds), best_accuracy_by(published_rounds))
     framework = f"framework={FASTER_FRAMEWORK[name.partition('_')[0]]}"
     words = ("experiment=mnist_fedavg", framework, "report=false", "checkpoint_every=1000", *settings.split())
-    return Row(name=name, label=label, settings=words, seeds=range(1, seeds + 1), measures=measures, note=note)
+    numbers = range(1, seeds + 1)
+    return Row(name=name, label=label, settings=words, seeds=numbers, measures=measures, note=note, hours=hours)
 
 
 FASTER = (
@@ -61,6 +70,7 @@ TABLE = Table(
             99,
             206,
             seeds=3,
+            hours=1.5,
         ),
     ),
 )

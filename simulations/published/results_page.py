@@ -38,7 +38,6 @@ python -m simulations.results --run flamby_heart/fedavg
 COLUMNS = ("row", "measure", "fedlearn", "seeds", "published", "gate", "processor s", "parameters", "data")
 GATE_WORDS = {"difference": ("pass", "fail"), "limit": ("reached", "missed")}
 DIGITS = 8
-MINUTES_BELOW = 1.5  # hours; shorter estimates are in minutes
 
 
 def results_page(folder: Path) -> str:
@@ -119,7 +118,9 @@ def _lines(row: Row, results: Sequence[SeedResult]) -> list[tuple[str, ...]]:
 
 def _cells(measure: Measure, row: Row, results: Sequence[SeedResult]) -> tuple[str, str, str, str]:
     values = _values(measure, results)
-    ours = _with_deviation(*mean_and_deviation(values)) if values else "not reached" if results else _not_run(row)
+    ours = (
+        _with_deviation(*mean_and_deviation(values)) if values else "not reached" if results else _not_run(measure, row)
+    )
     seeds = f"{len(values)} of {len(row.seeds)}" if results else "–"
     published = measure.published
     is_missing = row.has_published and not any(other.published for other in row.measures)
@@ -128,10 +129,10 @@ def _cells(measure: Measure, row: Row, results: Sequence[SeedResult]) -> tuple[s
     return ours, seeds, theirs, gate_of(measure, results)
 
 
-def _not_run(row: Row) -> str:
-    if row.hours is None:
+def _not_run(measure: Measure, row: Row) -> str:
+    if row.hours is None or measure is not row.measures[0]:
         return "not run"
-    cost = f"{row.hours:.0f} h" if row.hours >= MINUTES_BELOW else f"{60 * row.hours:.0f} min"
+    cost = f"{row.hours:g} h" if row.hours >= 1 else f"{60 * row.hours:.0f} min"
     return f"not run (about {cost} a seed)"
 
 
