@@ -27,8 +27,9 @@ TABLE = Table(
         "download_preprocess.py reshapes color planes to 32 x 32 x 3 pixels without a change of their order. "
         "The row with epsilon 2 is not the experiment of the paper. Both have clip norm 0.4 and delta 1e-6. "
         "The paper scales down the noise of cohorts of 1,000 in a population of a million. Here, the noise is for "
-        "the cohort of 50 of 1,000 clients, so it is larger, and there are 1,500 rounds instead of 3,000. The published accuracies could not be checked. The images "
-        "are 170 MB from the official server, which needs internet access. No package of PyPI, npm or Debian with "
+        "the cohort of 50 of 1,000 clients, so it is larger, and there are 1,500 rounds instead of 3,000. "
+        "The published accuracies could not be checked. The images are 170 MB "
+        "from the official server, which needs internet access. No package of PyPI, npm or Debian with "
         "all images was found. The estimated times are from random images."
     ),
     data="python -m simulations.data fetch cifar10",
