@@ -42,14 +42,15 @@ TABLE = Table(
         "arXiv:2102.02079"
     ),
     protocol=(
-        "Settings of scripts/image-data-without-noise.sh in Xtra-Computing/NIID-Bench: ten clients in each of "
-        "50 rounds, ten local epochs in batches of 64, SGD at 0.01 with momentum 0.9 and weight decay 1e-5. "
-        "The network is `simple-cnn` (44,426 parameters). The measure is the accuracy on the 10,000 test images after "
-        "the last round. The values of Table 3 of the paper could not be checked (its README has CIFAR-10 only), so there is no "
-        "gate. FedProx uses mu = 0.01; the paper takes the best of four. The rows of SCAFFOLD and FedNova are not the "
-        "experiment of the paper: NIID-Bench trains them with momentum, too. Here, both strategies refuse momentum, "
-        "and train at 0.1 without it. This has the same step size in the long run: 0.01 / (1 - 0.9) = 0.1. SCAFFOLD "
-        "averages models with equal weights as in its paper, while NIID-Bench weights them by examples."
+        "Settings of scripts/image-data-without-noise.sh in Xtra-Computing/NIID-Bench: ten clients in each of 50 "
+        "rounds, ten local epochs in batches of 64. SGD has rate 0.01, momentum 0.9 and weight decay 1e-5. The "
+        "network is `simple-cnn` (44,426 parameters). The measure is the accuracy on the 10,000 test images after "
+        "the last round. The values of Table 3 of the paper could not be checked (its README has CIFAR-10 only), so "
+        "there is no gate. FedProx uses mu = 0.01; the paper takes the best of four. The rows of SCAFFOLD and "
+        "FedNova are not the experiment of the paper: NIID-Bench trains them with momentum, too. Here, both "
+        "strategies refuse momentum, and train at 0.1 without it. This has the same step size in the long run: 0.01 "
+        "/ (1 - 0.9) = 0.1. SCAFFOLD averages models with equal weights as in its paper, while NIID-Bench weights "
+        "them by examples."
     ),
     data="apt-get install dataset-fashion-mnist",
     rows=tuple(_row(partition, algorithm) for partition in PARTITIONS for algorithm in ALGORITHMS),
