@@ -15,13 +15,15 @@ from array_api_compat import array_namespace, is_jax_array
 
 from fedlearn.algorithm.transforms import Context, no_broadcast, no_state
 from fedlearn.core.layout import Layout
+from fedlearn.core.memory import release_pages
 from fedlearn.core.records import Array, ClientId, Failure, MetricSum, State, Updates
 from fedlearn.core.threads import map_in_threads
 from fedlearn.errors import is_number, require
 
 WEIGHTINGS = ("examples", "equal")
 READABLE = ("clients_K", "metrics", "extra")  # fields of `Updates` that a rule declares
-TILE_SIZE = 2**17  # numbers that are added at a time; they fit into the cache
+TILE_SIZE = 2**16  # numbers that are added at a time; they fit into the cache
+COLUMNS_PER_THREAD = 2**21  # numbers that a thread adds without another one
 MIN_SHRUNK_SIZE = 2**24  # numbers; from this size on, a mean takes the memory of its sum
 MIN_THREADED_SIZE = 2**23  # numbers; below this size, the start of threads takes longer than they save
 
@@ -86,26 +88,39 @@ def add_rows(total: Any, rows_KD: Array, weights_K: np.ndarray) -> Any:
     if is_jax_array(rows_KD):
         return _add_rows_compensated(xp, total, rows_KD, weights_K)
     sum_D = xp.zeros(rows_KD.shape[1:], dtype=xp.float64, device=rows_KD.device) if total is None else total
+    if isinstance(rows_KD, np.ndarray) and len(sum_D) > TILE_SIZE:
+        _add_large_rows(sum_D, rows_KD, weights_K)
+        return sum_D
     weights_K1 = xp.asarray(weights_K, dtype=xp.float64, device=rows_KD.device)[:, None]
-    is_numpy = isinstance(rows_KD, np.ndarray)
-    width = max(1, min(len(sum_D), TILE_SIZE) if is_numpy else len(sum_D))
-    height = max(1, TILE_SIZE // width)
+    height = max(1, TILE_SIZE // max(1, len(sum_D)))
+    for k in range(0, len(rows_KD), height):
+        tile = xp.astype(rows_KD[k : k + height], xp.float64) * weights_K1[k : k + height]
+        if height == 1:
+            sum_D += tile[0]
+        else:
+            tile[0] += sum_D  # first, so that rows are added one after another
+            sum_D[:] = xp.sum(tile, axis=0)
+    return sum_D
+
+
+def _add_large_rows(sum_D: np.ndarray, rows_KD: np.ndarray, weights_K: np.ndarray) -> None:
+    """Add rows of NumPy to a sum in place, tile by tile. Each thread has one tile, which stays in its cache."""
 
     def add_columns(start: int) -> None:
-        columns = slice(start, start + width)
-        part = sum_D[columns]  # a view: `sum_D[columns] += ...` would copy the result once more
-        for k in range(0, len(rows_KD), height):
-            tile = xp.astype(rows_KD[k : k + height, columns], xp.float64) * weights_K1[k : k + height]
-            if height == 1:
-                part += tile[0]
-            else:
-                tile[0] += part  # first, so that rows are added one after another
-                part[:] = xp.sum(tile, axis=0)
+        buffer = np.empty(TILE_SIZE)
+        end = min(start + COLUMNS_PER_THREAD, len(sum_D))
+        for first in range(start, end, TILE_SIZE):
+            columns = slice(first, min(first + TILE_SIZE, end))
+            part = sum_D[columns]  # a view: `sum_D[columns] += ...` would copy the result once more
+            tile = buffer[: len(part)]
+            for row_D, weight in zip(rows_KD, weights_K, strict=True):
+                tile[:] = row_D[columns]
+                tile *= weight
+                part += tile
 
-    starts = range(0, len(sum_D), width)
-    is_large = is_numpy and len(starts) > 1 and rows_KD.size >= MIN_THREADED_SIZE
-    deque(map_in_threads(add_columns, starts) if is_large else map(add_columns, starts), maxlen=0)
-    return sum_D
+    starts = range(0, len(sum_D), COLUMNS_PER_THREAD)
+    is_threaded = len(starts) > 1 and rows_KD.size >= MIN_THREADED_SIZE
+    deque(map_in_threads(add_columns, starts) if is_threaded else map(add_columns, starts), maxlen=0)
 
 
 def _add_rows_compensated(xp: Any, total: Any, rows_KD: Array, weights_K: np.ndarray) -> Any:
@@ -156,11 +171,15 @@ def _is_plain_sum(total: np.ndarray) -> bool:
 
 
 def _divide_in_place(total_D: np.ndarray, divisor: float) -> np.ndarray:
-    """Return ``total / divisor`` in the first half of the memory of ``total``, which is then no sum any more."""
+    """Return ``total / divisor`` in the first half of the memory of ``total``, which is then no sum any more.
+
+    The second half returns to the kernel, so that the new model can have its pages.
+    """
     size, result_D = len(total_D), total_D.view(np.float32)
     for start in range(0, size, TILE_SIZE):  # a tile is read before its place, or a later place, is overwritten
         stop = min(start + TILE_SIZE, size)
         result_D[start:stop] = total_D[start:stop] / divisor
+    release_pages(result_D[size:])
     return result_D[:size]
 
 

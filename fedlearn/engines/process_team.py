@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -165,6 +166,7 @@ class ProcessTeam:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for other in inherited:  # a pipe that stays open here would not report the end of the parent
             other.close()
+        gc.freeze()  # a collection would copy the pages of all objects of the parent
         _keep_freed_memory()
         call, shared = 0, None
         while True:

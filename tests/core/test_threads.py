@@ -72,6 +72,7 @@ RULES = {
 def test_a_rule_has_the_same_bits_with_any_number_of_threads(monkeypatch, rule):
     monkeypatch.setattr(rules, "MAX_ELEMENTS", 2**9)
     monkeypatch.setattr("fedlearn.algorithm.aggregation.TILE_SIZE", 2**6)
+    monkeypatch.setattr("fedlearn.algorithm.aggregation.COLUMNS_PER_THREAD", 2**7)
     monkeypatch.setattr("fedlearn.algorithm.aggregation.MIN_THREADED_SIZE", 1)
     x_KD = np.random.default_rng(0).standard_normal((13, 1000), dtype=np.float32)
     results = []

@@ -59,6 +59,8 @@ class ClientSteps:
             with restored_generators(self.model.device):
                 set_seed(integer_seed(request.seed, Purpose.MODEL, round=round_of(request, work), client=work.client))
                 losses_K[k] = self._fit_client(job, k, states)
+            if len(job.work) == 1 and self.model.lends:
+                return self.model.lend(job.start(work)), losses_K
             if delta_KD is None:  # only now, so that it can have the memory of the gradients
                 delta_KD = torch.empty(shape, device=self.model.device)
             torch.sub(self.model.flat_D, job.start(work), out=delta_KD[k])

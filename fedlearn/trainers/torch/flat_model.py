@@ -5,8 +5,10 @@ Shapes: D parameters, B batch, C outputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,21 @@ from fedlearn.core.inputs import map_inputs, split_inputs
 from fedlearn.core.layout import Layout
 from fedlearn.core.records import Array
 from fedlearn.trainers.torch.network import INNER, Network
+
+MIN_LENT_BYTES = 2**22  # size of a vector from which on an update takes its memory
+ALIGNMENT = 64  # bytes
+
+
+@dataclass
+class _Memory:
+    """The flat vector of a module, and the update that was computed in it."""
+
+    flat_D: torch.Tensor
+    update: Callable[[], object | None] = lambda: None  # returns None when no caller uses the update any more
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return the vector alone, because a copy has no update."""
+        return _Memory, (self.flat_D,)
 
 
 class FlatModel:
@@ -51,13 +68,10 @@ class FlatModel:
         self.layout = Layout.from_shapes(shapes, buffer_shapes)
         self.values = {name: t.detach().cpu().float().numpy().copy() for name, t in {**trainable, **buffers}.items()}
         self.buffers = tuple(buffers)
-        self.flat_D = torch.from_numpy(self.layout.pack(self.values)).to(device)
+        self._memory = _Memory(torch.from_numpy(self.layout.pack(self.values)).to(device))
         self.trained = self.layout.trainable  # without the frozen parameters of a rule, see `without`
-        self.leaves = [trainable[leaf.name] for leaf in self.layout.trainable.leaves]
-        for parameter, view in zip(self.leaves, self.split(self.flat_D), strict=True):
-            parameter.data = view
-        for name in buffers:
-            _set_buffer(module, name, self.flat_D[self.layout.slices[name]].view(buffers[name].shape).data)
+        self._all_leaves = self.leaves = [trainable[leaf.name] for leaf in self.layout.trainable.leaves]
+        self._connect()
         self._names = [f"{INNER}.{leaf.name}" for leaf in self.layout.leaves]
 
     def without(self, frozen: tuple[str, ...]) -> FlatModel:
@@ -71,6 +85,45 @@ class FlatModel:
         kept = {leaf.name for leaf in other.trained.leaves}
         other.leaves = [parameter for name, parameter in self.trainable.items() if name in kept]
         return other
+
+    @property
+    def flat_D(self) -> torch.Tensor:  # noqa: N802
+        """Return the vector of parameters and buffers."""
+        return self._memory.flat_D
+
+    @property
+    def lends(self) -> bool:
+        """Return whether the model is so large that an update takes its memory, see `lend`."""
+        return self.device == "cpu" and self.flat_D.nbytes >= MIN_LENT_BYTES
+
+    def lend(self, start_D: torch.Tensor) -> torch.Tensor:
+        """Return the change of the vector since ``start_D``, ``(1, D)``, in the memory of the vector.
+
+        The vector is not the model any more, until a copy into it. While a caller uses the change, `renew` gives the
+        model other memory.
+        """
+        update_1D = self.flat_D.sub_(start_D).numpy()[None]
+        self._memory.update = weakref.ref(update_1D)  # each view of the tensor keeps this array
+        return torch.from_numpy(update_1D)
+
+    def renew(self) -> None:
+        """Take other memory for the vector if a caller uses the result of `lend`. The new vector has no values."""
+        if self._memory.update() is None:
+            return
+        old, size = self.flat_D.numpy(), self.flat_D.nbytes
+        memory = np.empty(size + ALIGNMENT, np.uint8)
+        start = (old.ctypes.data - memory.ctypes.data) % ALIGNMENT  # the alignment can change the last bit of a result
+        self._memory.flat_D = torch.from_numpy(memory[start : start + size].view(old.dtype))
+        self._memory.update = lambda: None
+        self._connect()
+
+    def _connect(self) -> None:
+        """Make the parameters and buffers of the module views of the vector."""
+        for leaf, parameter in zip(self.layout.trainable.leaves, self._all_leaves, strict=True):
+            parameter.data = self.flat_D[self.layout.slices[leaf.name]].view(leaf.shape)
+        for name in self.buffers:
+            view = self.flat_D[self.layout.slices[name]].view(self.values[name].shape)
+            _set_buffer(self.module.inner, name, view.data)
 
     @property
     def buffer_values(self) -> dict[str, np.ndarray]:
@@ -88,6 +141,7 @@ class FlatModel:
 
     def load(self, params_D: Array) -> None:
         """Copy parameters and buffers into the module."""
+        self.renew()
         self.flat_D.copy_(self.to_device(params_D))
 
     def reset_counters(self) -> None:

@@ -231,6 +231,7 @@ class TorchTrainer:
         plans = poisson_plans if request.local.example_dp else batch_plans
         rounds_K = rounds_of(request, work)
         plan_KSB, steps_K = plans(request, clients_K, sizes_K, rounds_K)
+        self._model.renew()
         self._model.module.train()
         job = self._job(request, rule, work, plan_KSB, steps_K, rounds_K)
         together = self.describe_batching(len(work), int(sizes_K.sum())) == "vmap" and job.can_step_together
