@@ -95,9 +95,11 @@ class ProcessPool(TrainerWrapper):
 
         The division does not depend on the duration of blocks, so a run can be repeated.
         """
-        num_parameters, most = max(1, self.layout.num_parameters), self.blocks_per_process
-        if num_parameters <= SMALL_MODEL:
-            most = min(most, max(1, num_clients // (SMALL_BLOCK * self.num_processes)))
+        num_parameters = max(1, self.layout.num_parameters)
+        smallest = SMALL_BLOCK if num_parameters <= SMALL_MODEL else self.trainer.clients_per_step
+        most = self.blocks_per_process
+        if smallest > 1:
+            most = min(most, max(1, num_clients // (smallest * self.num_processes)))
         largest = max(1, MAX_BLOCK_BYTES // (4 * num_parameters))
         largest = min(largest, self.block_size or largest)
         number = self.num_processes * max(most, -(-num_clients // (largest * self.num_processes)))

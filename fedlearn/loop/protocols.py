@@ -154,6 +154,7 @@ class Trainer(Protocol):
         layout: layout of the trainable parameters and of the buffers (batch statistics) of the model.
         supports_dp_sgd: whether the trainer has DP-SGD, for requests with ``local.example_dp``.
         supports_process_pool: whether forked processes may train with this trainer, see ``batching=process_pool``.
+        clients_per_step: number of clients of a block whose steps share work, so that smaller blocks take longer.
         rule_hooks: names of the functions of a local rule that the trainer applies, of
             `fedlearn.algorithm.local_rule.HOOKS`. Rules with other functions are refused.
         initialization: one phrase on the source of the initial parameters, for the header: drawn from the seed, or
@@ -177,6 +178,9 @@ class Trainer(Protocol):
 
     @property
     def supports_process_pool(self) -> bool: ...  # noqa: D102
+
+    @property
+    def clients_per_step(self) -> int: ...  # noqa: D102
 
     @property
     def rule_hooks(self) -> frozenset[str]: ...  # noqa: D102

@@ -145,6 +145,11 @@ class TrainerWrapper:
         """True if the inner trainer can train in forked processes."""
         return self.trainer.supports_process_pool
 
+    @property
+    def clients_per_step(self) -> int:
+        """Number of clients whose steps share work in the inner trainer."""
+        return self.trainer.clients_per_step
+
     def describe_batching(self, num_clients: int, num_examples: int) -> str:
         """Return how the inner trainer trains a block of this size."""
         return self.trainer.describe_batching(num_clients, num_examples)

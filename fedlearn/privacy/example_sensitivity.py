@@ -185,7 +185,7 @@ def _removals(step: _Step, examples: Examples) -> Iterator[tuple[float, str]]:
 def _variants(trainer: Trainer) -> Iterator[Trainer]:
     """Yield the trainer, and a trainer that trains clients together if the run can use it."""
     yield trainer
-    if trainer.describe_batching(MIN_VMAP_CLIENTS, MIN_VMAP_CLIENTS * NUM_EXAMPLES) != "vmap":
+    if "vmap" not in trainer.describe_batching(MIN_VMAP_CLIENTS, MIN_VMAP_CLIENTS * NUM_EXAMPLES):
         return
     try:
         together = trainer.with_batching("vmap")

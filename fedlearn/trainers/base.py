@@ -74,6 +74,7 @@ class BaseTrainer:
     layout: Layout
     supports_dp_sgd = False
     supports_process_pool = False
+    clients_per_step = 1
     rule_hooks = frozenset({"correct", "gradient", "frozen_parameters"})
     initialization = FROM_SEED
     _is_checked = False  # True after the check of `example_gradients`

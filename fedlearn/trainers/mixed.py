@@ -35,6 +35,7 @@ class MixedTrainer:
 
     framework = "mixed"
     supports_process_pool = False
+    clients_per_step = 1
 
     def __init__(self, trainers: Sequence[Trainer]) -> None:
         self.trainers = tuple(trainers)

@@ -60,7 +60,7 @@ def test_results_do_not_depend_on_batching_or_block_size(data, framework, model)
     for batching, block_size in ways:
         engine = vector(data, trainer, batching=batching, block_size=block_size)
         end = trained(data, engine, strategy, learning_rate=0.05)
-        exact = framework == "torch" and batching in ("map", "process_pool")
+        exact = framework == "torch" and batching in ("map", "process_pool", "auto")
         assert np.abs(end - one_by_one).max() <= (0 if exact else 1e-5), (batching, block_size)
 
 

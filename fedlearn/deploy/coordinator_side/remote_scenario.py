@@ -70,6 +70,7 @@ class RemoteTrainer:
     initialization: str = "weights from a node"
     supports_dp_sgd: bool = True  # the coordinator cannot check this; each node checks it
     supports_process_pool: bool = False
+    clients_per_step: int = 1
     rule_hooks: frozenset[str] = frozenset(HOOKS)  # the coordinator cannot check this; each node checks it
 
     def close(self) -> None:

@@ -110,6 +110,7 @@ class JaxTrainer:
     """
 
     framework, supports_dp_sgd, supports_process_pool = "jax", True, False  # a forked process has no JAX threads
+    clients_per_step = 1
     rule_hooks = frozenset(HOOKS)
 
     def __init__(

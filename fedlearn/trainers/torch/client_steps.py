@@ -85,7 +85,7 @@ class ClientSteps:
             if max_norm is not None:
                 gradients = clip_gradients(max_norm, gradients)
             if job.rule.correct is not plain_training.correct:
-                gradients = _correct(job.rule, gradients, weights, vectors)
+                gradients = correct_gradients(job.rule, gradients, weights, vectors)
             step(gradients, rate)
             del gradients  # before the next gradients, which need the same memory
         if kept is not None:
@@ -109,12 +109,12 @@ class ClientSteps:
         changed = partial(self.losses.changed, job, self.losses.inputs_of(job, k)) if job.changes_loss else None
         losses = self.losses.mixed(job, changed or self.losses.plain)
         size = job.local.micro_batch_size
-        gradient_of: GradientOf = partial(self._gradient, losses=losses)
+        gradient_of: GradientOf = partial(self.gradient, losses=losses)
         if size is not None:
             gradient_of = partial(self._split_gradient, losses, size)
         return gradient_of if job.rule.gradient is None else partial(self._rule_gradient, job, job.work[k], gradient_of)
 
-    def _gradient(
+    def gradient(
         self, x_B: Any, y_B: torch.Tensor, rows_B: torch.Tensor, *, losses: Losses
     ) -> tuple[Gradients, torch.Tensor]:
         """Return the gradient of the mean loss, and the loss of each example."""
@@ -137,7 +137,7 @@ class ClientSteps:
         """Return the gradient of the mean loss, with at most ``size`` examples per forward pass."""
         sums, parts = None, []
         for x_M, y_M, rows_M in zip(divide(x_B, size), y_B.split(size), rows_B.split(size), strict=True):
-            gradients, loss_M = self._gradient(x_M, y_M, rows_M, losses=losses)
+            gradients, loss_M = self.gradient(x_M, y_M, rows_M, losses=losses)
             weighted = torch._foreach_mul(gradients, len(y_M) / len(y_B))
             sums = weighted if sums is None else torch._foreach_add(sums, weighted)
             parts.append(loss_M)
@@ -188,7 +188,7 @@ class ClientSteps:
         return self.model.to_device(example_keys(request, work, Purpose.MODEL).view(np.int64))
 
 
-def _correct(
+def correct_gradients(
     rule: LocalRule,
     gradients: Gradients,
     weights: Sequence[torch.Tensor],

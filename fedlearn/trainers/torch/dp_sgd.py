@@ -21,13 +21,15 @@ from fedlearn.errors import SettingError
 from fedlearn.trainers.batching import GOLDEN, mix_bits
 from fedlearn.trainers.example_check import refuse
 from fedlearn.trainers.example_keys import content_keys
+from fedlearn.trainers.torch.chain import find_chain
+from fedlearn.trainers.torch.chain_shares import ChainShares
 from fedlearn.trainers.torch.compat import physical_tensor, with_batch_axis
 from fedlearn.trainers.torch.example_draws import ExampleDraws
 from fedlearn.trainers.torch.example_graph import LEAVES, separate_graph
 from fedlearn.trainers.torch.example_probe import ExampleProbe
 from fedlearn.trainers.torch.layer_gradients import Share, is_known, layer_shares, share_of_gradients
 from fedlearn.trainers.torch.losses import LOSSES, Loss
-from fedlearn.trainers.torch.network import copy_of, first_of, rows_of, with_axis
+from fedlearn.trainers.torch.network import Network, copy_of, first_of, rows_of, with_axis
 from fedlearn.trainers.torch.random import restored_generators
 
 MAX_GRADIENT_BYTES = 2**28  # maximum size of the per-example gradients in memory
@@ -56,7 +58,8 @@ class ClippedGradient:
     that agrees with the slowest. In each method, the share of example i cannot depend on other examples:
 
     - ``graph`` runs the model on the batch. The graph of its operations proves that rows stay apart. One backward pass
-      gives the gradients of the outputs of all layers. `layer_gradients` computes the sum from them.
+      gives the gradients of the outputs of all layers. `layer_gradients` computes the sum from them. A chain of linear
+      layers needs no autograd for it, and gives the same bits.
     - ``vmap`` does the same for any model, inside ``torch.func.vmap`` over batches of one example.
     - ``gradients`` computes the gradient of each example with ``torch.func``. Models need it that use parameters
       outside their layers, or call a layer twice.
@@ -94,6 +97,9 @@ class ClippedGradient:
         parts = [part._buffers for part in module.modules()]
         self._buffers = [(buffers, name) for buffers in parts for name, b in buffers.items() if b is not None]
         self._graph: nn.Module | None = None
+        chain = find_chain(module, self.leaves) if isinstance(module, Network) else None
+        self._by_chain = ChainShares(chain, loss) if chain and str(self.leaves[0].device) == "cpu" else None
+        self._equals_chain: dict[int, bool] = {}  # True: all bits equal autograd; by batch size
         self._num_axes = 0
         self._calls: list[_Call] = []
 
@@ -186,9 +192,23 @@ class ClippedGradient:
     def _by_layer(
         self, x_B: Any, y_B: torch.Tensor, keys_B: torch.Tensor | None, start: int
     ) -> tuple[list[Share], torch.Tensor]:
-        """Return the shares of all layers from one backward pass, and the losses."""
+        """Return the shares of all layers, and the losses."""
         if not self._layers:
             raise _UnsuitableError
+        by_chain = self._by_chain
+        if self.method == "graph" and by_chain is not None and by_chain.fits(x_B):
+            size = len(y_B)
+            if size not in self._equals_chain:  # the first batch of this size decides
+                expected = _values(*self._by_autograd(x_B, y_B, keys_B, start))
+                self._equals_chain[size] = all(map(torch.equal, _values(*by_chain(x_B, y_B)), expected))
+            if self._equals_chain[size]:
+                return by_chain(x_B, y_B)
+        return self._by_autograd(x_B, y_B, keys_B, start)
+
+    def _by_autograd(
+        self, x_B: Any, y_B: torch.Tensor, keys_B: torch.Tensor | None, start: int
+    ) -> tuple[list[Share], torch.Tensor]:
+        """Return the shares of all layers from one backward pass of autograd, and the losses."""
         calls, from_vmap = self._calls, self.method == "vmap"
         calls.clear()
         with self._draws(keys_B, start), torch.enable_grad():
@@ -314,6 +334,13 @@ class _Total:
         """Return the sum for each parameter, and the losses of the examples that it includes."""
         losses = torch.cat(self.losses) if self.losses else self.sums[0].new_zeros(0)
         return self.sums, losses
+
+
+def _values(shares: Sequence[Share], loss_B: torch.Tensor) -> list[torch.Tensor]:
+    """Return norms, sums and losses of a batch, with numbers for values that are not finite."""
+    factor_B = torch.linspace(0.5, 1, len(loss_B))
+    sums = [total for share in shares for total in share.weighted_sum(factor_B)]
+    return [values.nan_to_num() for values in (loss_B, *(share.squared_norm_B for share in shares), *sums)]
 
 
 def _is_intact(call: _Call) -> bool:

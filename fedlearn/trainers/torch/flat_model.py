@@ -68,7 +68,8 @@ class FlatModel:
         self.layout = Layout.from_shapes(shapes, buffer_shapes)
         self.values = {name: t.detach().cpu().float().numpy().copy() for name, t in {**trainable, **buffers}.items()}
         self.buffers = tuple(buffers)
-        self._memory = _Memory(torch.from_numpy(self.layout.pack(self.values)).to(device))
+        # the memory of torch starts at a cache line; the bits of a product can depend on its place
+        self._memory = _Memory(torch.from_numpy(self.layout.pack(self.values)).clone().to(device))
         self.trained = self.layout.trainable  # without the frozen parameters of a rule, see `without`
         self._all_leaves = self.leaves = [trainable[leaf.name] for leaf in self.layout.trainable.leaves]
         self._connect()

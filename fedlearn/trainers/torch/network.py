@@ -41,6 +41,11 @@ class Network(nn.Module):
         super().__init__()
         self.inner, self._run, self._output, self._trim = inner, run, output, trim
 
+    @property
+    def is_plain(self) -> bool:
+        """True if the module of the user runs without other code."""
+        return self._run is None and self._output is None and self._trim is None
+
     def trimmed(self, x_B: Any) -> Any:
         """Return a batch without needless padding."""
         return x_B if self._trim is None else self._trim(x_B)

@@ -46,6 +46,8 @@ from fedlearn.trainers.batching import (
 from fedlearn.trainers.class_weights import class_weights
 from fedlearn.trainers.contract import cause_of, kind_of, refuse_training, require_loss_function
 from fedlearn.trainers.torch.block_steps import BlockSteps
+from fedlearn.trainers.torch.chain import find_chain
+from fedlearn.trainers.torch.chain_steps import ChainSteps
 from fedlearn.trainers.torch.client_steps import ClientSteps
 from fedlearn.trainers.torch.contract import ModuleCheck, prepare_module
 from fedlearn.trainers.torch.device import device_memory, require_device, single_threaded
@@ -60,6 +62,7 @@ from fedlearn.trainers.torch.rule_losses import TrainingLosses
 
 STOCHASTIC_MODULES = (nn.modules.dropout._DropoutNd, nn.RNNBase)  # modules that draw random numbers in training
 VMAP_MAX_PARAMETERS = 20_000  # on a CPU, vmap is faster up to this model size
+CHAIN_CLIENTS = 5  # clients of a chain of linear layers that share most of the overhead of their steps
 VMAP_MIN_CLIENTS = 32  # on a CPU, vmap is faster from this block size on
 
 
@@ -86,8 +89,9 @@ class TorchTrainer:
         batching: ``map`` trains one client after another. ``vmap`` trains all clients of a block together, as one
             batch of models. ``auto`` (default) selects ``vmap`` on a GPU. On a CPU it selects ``vmap`` for large
             blocks of a small model, because the overhead of a step exceeds its arithmetic. Models with buffers or
-            random modules need ``map``. ``joint`` trains all clients of a block over one frozen base, for adapters:
-            all trained parameters must be in linear layers.
+            random modules need ``map``. Models of linear layers and activations in a straight line also train several
+            clients at once with ``map``, with the bits of single clients. ``joint`` trains all clients of a block over
+            one frozen base, for adapters: all trained parameters must be in linear layers.
         trim: removes needless padding from the inputs of a batch; None changes nothing. Training with DP-SGD does not
             use it, because the width of a batch would depend on other examples.
 
@@ -148,6 +152,8 @@ class TorchTrainer:
         self.initialization = describe_initializer(initial) if initial else FROM_MODULE
         self._client_steps = lru_cache(maxsize=4)(self._build_client_steps)  # by frozen parameters
         self._joint_steps = lru_cache(maxsize=4)(self._build_joint_steps)
+        chain = find_chain(network, self._model.leaves) if device == "cpu" else None
+        self._chain_steps = ChainSteps(chain, self._client_steps(())) if chain else None
         self._block_steps = BlockSteps(self._model, TrainingLosses(self._model, self.loss, self.task.name))
 
     def _build_client_steps(self, frozen: tuple[str, ...]) -> ClientSteps:
@@ -171,6 +177,11 @@ class TorchTrainer:
         """Return the memory of the device in bytes; None if it is not known."""
         return device_memory(self.device)
 
+    @property
+    def clients_per_step(self) -> int:
+        """Number of clients whose steps share work: several for a chain of linear layers."""
+        return CHAIN_CLIENTS if self._chain_steps else 1
+
     def close(self) -> None:
         """Release nothing: the trainer has no processes."""
 
@@ -191,11 +202,16 @@ class TorchTrainer:
         return other
 
     def describe_batching(self, num_clients: int, num_examples: int) -> str:
-        """Return the method for a block of this size, e.g. ``map`` or ``vmap``."""
+        """Return the method for a block of this size, e.g. ``map`` or ``vmap``.
+
+        ``map or vmap`` is a chain of linear layers that needs ``vmap`` for DP-SGD and for changes of the loss only.
+        """
         if self.batching != "auto":
             return self.batching
         small = num_clients >= VMAP_MIN_CLIENTS and self.layout.num_parameters <= VMAP_MAX_PARAMETERS
-        return "vmap" if (small or self.device != "cpu") and not self._needs_map else "map"
+        if self._needs_map or not (small or self.device != "cpu"):
+            return "map"
+        return "map or vmap" if self._chain_steps else "vmap"
 
     def init(self, seed: int) -> np.ndarray:
         """Return the initial parameters and buffers, ``params_D``."""
@@ -234,15 +250,19 @@ class TorchTrainer:
         self._model.renew()
         self._model.module.train()
         job = self._job(request, rule, work, plan_KSB, steps_K, rounds_K)
-        together = self.describe_batching(len(work), int(sizes_K.sum())) == "vmap" and job.can_step_together
+        chain_steps = self._chain_steps if self.batching in ("auto", "map") else None
+        together = "vmap" in self.describe_batching(len(work), int(sizes_K.sum())) and job.can_step_together
         if request.local.example_dp:
             together = together and not client_steps.clipped(clip=request.local.example_dp.clip).needs_keys
-        together = together and self._can_fit_together(job)
         states: list[dict[str, np.ndarray]] = []
         if self.batching == "joint" and job.can_step_jointly:
             delta_KD, losses_K = self._joint_steps(rule.frozen_parameters).fit(job)
+        elif chain_steps and chain_steps.fits(job):
+            delta_KD, losses_K = chain_steps.fit(job)
+        elif together and self._can_fit_together(job):
+            delta_KD, losses_K = self._block_steps.fit(job)
         else:
-            delta_KD, losses_K = self._block_steps.fit(job) if together else client_steps.fit(job, states)
+            delta_KD, losses_K = client_steps.fit(job, states)
         return Updates(
             clients_K=clients_K,
             delta_KD=delta_KD.numpy() if self.device == "cpu" else delta_KD,
