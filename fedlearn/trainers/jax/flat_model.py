@@ -5,7 +5,7 @@ Shapes: B batch, D parameters, C outputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -125,16 +125,28 @@ class FlatModel:
 
     def flatten(self, params: Any, stats: Any) -> jax.Array:
         """Return parameters and statistics as one vector ``(D,)``."""
-        leaves = {
-            places[path].name: to_torch(places[path], leaf)
-            for places, values in zip(self._places, (params, stats), strict=True)
-            for path, leaf in flatten_dict(values).items()
-        }
+        leaves = {place.name: to_torch(place, leaf) for place, leaf in self._with_places(params, stats)}
         vector_D = jnp.zeros(self.layout.num_parameters, jnp.result_type(*leaves.values()))
         for leaf in self.layout.leaves:  # XLA copies leaves in place, but joins them number by number
             start = (self.layout.slices[leaf.name].start,)
             vector_D = lax.dynamic_update_slice(vector_D, leaves[leaf.name].ravel(), start)
         return vector_D
+
+    def write_rows(self, rows_KD: np.ndarray, params: Any, stats: Any) -> None:
+        """Write parameters and statistics of K clients, leaf by leaf, as rows of vectors."""
+        for place, leaf_K in self._with_places(params, stats):
+            rows_KD[:, self.layout.slices[place.name]] = np.asarray(_to_torch_rows(place, leaf_K))
+
+    def _with_places(self, params: Any, stats: Any) -> Iterator[tuple[JaxLeaf, Any]]:
+        for places, values in zip(self._places, (params, stats), strict=True):
+            for path, leaf in flatten_dict(values).items():
+                yield places[path], leaf
+
+
+@partial(jax.jit, static_argnums=0)
+def _to_torch_rows(place: JaxLeaf, leaf_K: jax.Array) -> jax.Array:
+    """Return a leaf of K clients with the axes of torch, one row per client."""
+    return jax.vmap(partial(to_torch, place))(leaf_K).reshape(len(leaf_K), -1)
 
 
 def _call_with_real_rows(real_B: jax.Array, call: Any, args: Any, kwargs: Any, context: Any) -> Any:

@@ -30,6 +30,7 @@ from fedlearn.trainers.jax.optimizers import build_optimizer, clip_gradient, loa
 
 # shares of a block already run in parallel; threads within a small matrix product would wait for each other
 SINGLE_THREAD_MATMUL = {"xla_cpu_multi_thread_eigen": False}
+LARGE_MODEL = 2**20  # parameters; below this size, a further program costs more than it saves
 
 
 class Objective(NamedTuple):
@@ -68,7 +69,9 @@ class LocalSteps:
         """Return the compiled program that trains a block of clients, for one rule and one set of local settings."""
         private_gradient = self._private_gradient(local, deployed, layerwise) if local.example_dp else None
 
-        def fit_client(params_D: Any, broadcast: Any, x: jax.Array, y: jax.Array, client_inputs: Any) -> Any:
+        def fit_client(
+            received: Any, params_D: Any, broadcast: Any, x: jax.Array, y: jax.Array, client_inputs: Any
+        ) -> Any:
             (rows_SB, num_steps, client, size, x_start, y_start, *rest) = client_inputs
             client_state, start_D, (counts_C, weights_C, previous_D), seeds, rates_S, kept = rest
             optimizer = build_optimizer(local, rates_S)
@@ -76,13 +79,14 @@ class LocalSteps:
             flat = {**client_state, **broadcast}
             previous = {"w_previous": previous_D} if rule.previous_model else {}
             penalty = rule.penalty and partial(_penalty, rule.penalty, params_D, {**flat, **previous})
-            params, start_D = self.model.unflatten(params_D), params_D if start_D is None else start_D
+            params = self.model.unflatten(params_D) if received is None else received
             adjust = partial(_adjust, rule, counts_C)
             objective = Objective(loss, adjust, penalty, low_precision=local.precision == "bfloat16")
             gradient_of = private_gradient or partial(self._gradient, local.micro_batch_size, objective)
             if rule.gradient is not None:
                 gradient_of = partial(self._rule_gradient, rule, gradient_of, params_D, flat)
-            start, stats = self.model.unflatten(start_D), self.model.unflatten_statistics(start_D)
+            start = params if start_D is None else self.model.unflatten(start_D)
+            stats = self.model.unflatten_statistics(params_D if start_D is None else start_D)
             moves = self.model.unflatten(self._moves(rule)) if rule.frozen_parameters else None
             vectors = {name: self.model.unflatten(v_D) for name, v_D in flat.items()}
             names = list(vectors)
@@ -109,15 +113,36 @@ class LocalSteps:
 
             first = (start, stats, self._optimizer_state(rule, optimizer.init(start), kept), jnp.zeros(()))
             weights, new_stats, state, total = lax.fori_loop(0, num_steps, step, first)
-            delta, stats_delta = jax.tree.map(jnp.subtract, (weights, new_stats), (start, stats))
-            return self.model.flatten(delta, stats_delta), total, self._kept_vectors(rule, state, stats)
+            change = jax.tree.map(jnp.subtract, (weights, new_stats), (start, stats))
+            delta = self.model.flatten(*change) if received is None else change
+            return delta, total, self._kept_vectors(rule, state, stats)
 
-        def block(params_D: Any, broadcast: Any, x: Any, y: Any, *per_client: Any) -> Any:
-            fit = partial(fit_client, params_D, broadcast, x, y)
+        def block(received: Any, params_D: Any, broadcast: Any, x: Any, y: Any, *per_client: Any) -> Any:
+            fit = partial(fit_client, received, params_D, broadcast, x, y)
             in_turn = batching == "map" or (deployed and local.example_dp)  # vmap does not support the callback
             return lax.map(fit, per_client) if in_turn else jax.vmap(fit)(per_client)
 
-        return self._jit(block, compiler_options=SINGLE_THREAD_MATMUL if self.device == "cpu" else None)
+        options = SINGLE_THREAD_MATMUL if self.device == "cpu" else None
+        is_large = self.device == "cpu" and self.model.layout.num_parameters >= LARGE_MODEL
+        if not (is_large and batching == "map"):
+            return self._jit(partial(block, None), compiler_options=options)
+        return self._in_several_programs(self._jit(block, compiler_options=options), options)
+
+    def _in_several_programs(self, program: Callable[..., Any], options: Any) -> Callable[..., Any]:
+        """Return a program for large models, which changes the axes of leaves in programs of their own.
+
+        In one program, XLA changes the axes again for each use of the received model, number by number. That takes
+        half of a round.
+        """
+        unflatten = jax.jit(self.model.unflatten, compiler_options=options)
+
+        def block(params_D: Any, *rest: Any) -> Any:
+            change, losses_K, kept = program(unflatten(params_D), params_D, *rest)
+            rows_KD = np.empty((len(losses_K), self.model.layout.num_parameters), np.float32)
+            self.model.write_rows(rows_KD, *change)
+            return rows_KD, losses_K, kept
+
+        return block
 
     def _moves(self, rule: LocalRule) -> np.ndarray:
         """Return 0 for frozen parameters and 1 for all others, ``(D,)``."""
