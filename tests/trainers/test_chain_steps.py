@@ -284,6 +284,16 @@ class Watched(Module):
         return self.out(watched_relu(self.first(x)))
 
 
+class Default(Module):
+    def forward(self, x, function=watched_relu):
+        return self.out(function(self.first(x)))
+
+
+class Keyword(Module):
+    def forward(self, x, *, function=watched_relu):
+        return self.out(function(self.first(x)))
+
+
 class WithoutGradient(Module):
     def forward(self, x):
         with torch.no_grad():
@@ -377,7 +387,7 @@ def frozen():
 NO_CHAINS = {
     **{kind.__name__: kind for kind in (Scaled, Residual, Twice, InTraining, ByCounter, Recording, Helper, Watched)},
     **{kind.__name__: kind for kind in (WithoutGradient, Detached, Called, Parameters, Reused, Unused, Transposed)},
-    "property": Property,
+    **{kind.__name__: kind for kind in (Property, Default, Keyword)},
     "iterated": lambda: Iterated(nn.Linear(6, 6), nn.Linear(6, 2)),
     "subclass": lambda: nn.Sequential(Doubled(6, 6), nn.Linear(6, 2)),
     "flattened batch": lambda: nn.Sequential(nn.Flatten(0), nn.Linear(6, 2)),

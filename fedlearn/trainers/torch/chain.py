@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dis import get_instructions
 from functools import partial
+from inspect import CO_VARARGS, CO_VARKEYWORDS
 from math import prod
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -248,6 +249,8 @@ def _has_simple_code(module: nn.Module) -> bool:
     code = getattr(kind.forward, "__code__", None)
     if replaced - _DEFINED_NAMES or not isinstance(kind.forward, FunctionType) or code is None or code.co_freevars:
         return False
+    if code.co_argcount != 2 or code.co_kwonlyargcount or code.co_flags & (CO_VARARGS | CO_VARKEYWORDS):
+        return False  # the default of another argument could be any function
     if any(word in step.opname for step in get_instructions(code) for word in _FORBIDDEN):
         return False
     return all(_is_simple_name(module, name, kind.forward.__globals__) for name in code.co_names)
