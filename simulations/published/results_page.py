@@ -121,7 +121,8 @@ def _cells(measure: Measure, row: Row, results: Sequence[SeedResult]) -> tuple[s
     ours = (
         _with_deviation(*mean_and_deviation(values)) if values else "not reached" if results else _not_run(measure, row)
     )
-    seeds = f"{len(values)} of {len(row.seeds)}" if results else "–"
+    ours += f" (reached by {len(values)})" if 0 < len(values) < len(results) else ""
+    seeds = f"{len(results)} of {len(row.seeds)}" if results else "–"
     published = measure.published
     is_missing = row.has_published and not any(other.published for other in row.measures)
     unknown = "not checked" if is_missing else "none"

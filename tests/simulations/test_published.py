@@ -151,6 +151,19 @@ def test_each_seed_has_to_reach_a_target_by_the_published_round(values, expected
     assert gate_of(measure, [seed_result(value, seed) for seed, value in enumerate(values)]) == expected
 
 
+def test_the_page_counts_the_seeds_that_reach_a_target(tmp_path):
+    row = all_rows()["mcmahan_mnist/cnn_iid"]
+    name = row.measures[0].name
+    for values, cells in [
+        ((None, None), "not reached | 2 of 3 | 18.00 | missed"),
+        ((17.0, None), "17.00 (reached by 1) | 2 of 3 | 18.00 | missed"),
+        ((17.0, 17.0), "17.00 ± 0.00 | 2 of 3 | 18.00 | reached"),
+    ]:
+        results = [replace(seed_result(0, seed), values={name: value}) for seed, value in enumerate(values, 1)]
+        store_results(row, results, result_file(TABLES["mcmahan_mnist"], row, tmp_path))
+        assert f"| CNN, IID | {name} | {cells} | " in results_page(tmp_path)
+
+
 def test_only_rounds_to_a_target_have_a_limit_instead_of_the_gate():
     measures = [measure for row in all_rows().values() for measure in row.measures if measure.published]
     limits = {measure.name for measure in measures if measure.published.gate == "limit"}
