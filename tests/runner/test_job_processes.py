@@ -57,6 +57,7 @@ def import_wave(folder):
 
 def run_forever(folder, job):
     """Run until an interrupt, and write that it came."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a command before this test may have set a handler
     (folder / f"started_{job}").touch()
     try:
         time.sleep(600)
