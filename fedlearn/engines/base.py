@@ -209,10 +209,10 @@ def vector(
     Guarantees:
         Results do not depend on ``block_size``. They depend on ``batching`` by at most 1e-5 after 20 rounds. In torch,
         ``map`` and ``process_pool`` are bit-identical to the serial engine. ``auto`` is bit-identical too, for blocks
-        of less than 32 clients or models of more than 20,000 parameters. The size does not matter for models of linear
-        layers and activations in a straight line, without DP-SGD and changes of the loss. With an asynchronous
-        strategy, a resumed run has other blocks than an uninterrupted run. Therefore ``auto`` on a CPU uses blocks of
-        less than 32 clients there. With ``vmap`` a resumed run is equal up to rounding only.
+        of less than 32 clients or models of more than 20,000 parameters. The size does not matter for a
+        ``torch.nn.Sequential`` of linear layers and activations, without DP-SGD and changes of the loss. With an
+        asynchronous strategy, a resumed run has other blocks than an uninterrupted run. Therefore ``auto`` on a CPU
+        uses blocks of less than 32 clients there. With ``vmap`` a resumed run is equal up to rounding only.
 
     Raises:
         SettingError: A setting is out of range, or the trainer does not support this batching.

@@ -5,37 +5,13 @@ Shapes: B batch, F features, H height, W width, C channels, O outputs.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from simulations.benchmarks.workloads import Workload
-
-
-class Mlp(nn.Module):
-    """A multilayer perceptron with hidden widths 128 and 64, and ReLU."""
-
-    def __init__(self, num_inputs: int, num_outputs: int) -> None:
-        super().__init__()
-        self.hidden_0 = nn.Linear(num_inputs, 128)
-        self.hidden_1 = nn.Linear(128, 64)
-        self.out = nn.Linear(64, num_outputs)
-
-    def forward(self, x_BF: torch.Tensor) -> torch.Tensor:
-        """Map features ``(B, F)`` to outputs ``(B, O)``."""
-        return self.out(F.relu(self.hidden_1(F.relu(self.hidden_0(x_BF)))))
-
-
-class Linear(nn.Module):
-    """An affine map, for logistic regression."""
-
-    def __init__(self, num_inputs: int, num_outputs: int) -> None:
-        super().__init__()
-        self.out = nn.Linear(num_inputs, num_outputs)
-
-    def forward(self, x_BF: torch.Tensor) -> torch.Tensor:
-        """Map features ``(B, F)`` to outputs ``(B, O)``."""
-        return self.out(x_BF)
 
 
 class Cnn(nn.Module):
@@ -57,8 +33,25 @@ class Cnn(nn.Module):
         return self.out(self.drop_1(F.relu(self.hidden(self.drop_0(x_BCHW).flatten(1)))))
 
 
+def mlp(num_inputs: int, num_outputs: int) -> nn.Module:
+    """Return a multilayer perceptron with hidden widths 128 and 64, and ReLU."""
+    layers = {
+        "hidden_0": nn.Linear(num_inputs, 128),
+        "relu_0": nn.ReLU(),
+        "hidden_1": nn.Linear(128, 64),
+        "relu_1": nn.ReLU(),
+        "out": nn.Linear(64, num_outputs),
+    }
+    return nn.Sequential(OrderedDict(layers))
+
+
+def linear(num_inputs: int, num_outputs: int) -> nn.Module:
+    """Return an affine map, for logistic regression."""
+    return nn.Sequential(OrderedDict(out=nn.Linear(num_inputs, num_outputs)))
+
+
 def module(workload: Workload) -> nn.Module:
     """Return the torch module of a workload."""
     if workload.model == "cnn":
         return Cnn(workload.input_shape, workload.num_outputs, dropout=workload.dropout)
-    return {"mlp": Mlp, "linear": Linear}[workload.model](workload.input_shape[0], workload.num_outputs)
+    return {"mlp": mlp, "linear": linear}[workload.model](workload.input_shape[0], workload.num_outputs)

@@ -89,9 +89,9 @@ class TorchTrainer:
         batching: ``map`` trains one client after another. ``vmap`` trains all clients of a block together, as one
             batch of models. ``auto`` (default) selects ``vmap`` on a GPU. On a CPU it selects ``vmap`` for large
             blocks of a small model, because the overhead of a step exceeds its arithmetic. Models with buffers or
-            random modules need ``map``. Models of linear layers and activations in a straight line also train several
-            clients at once with ``map``, with the bits of single clients. ``joint`` trains all clients of a block over
-            one frozen base, for adapters: all trained parameters must be in linear layers.
+            random modules need ``map``. A ``torch.nn.Sequential`` of linear layers and activations also trains
+            several clients at once with ``map``, with the bits of single clients. ``joint`` trains all clients of a
+            block over one frozen base, for adapters: all trained parameters must be in linear layers.
         trim: removes needless padding from the inputs of a batch; None changes nothing. Training with DP-SGD does not
             use it, because the width of a batch would depend on other examples.
 

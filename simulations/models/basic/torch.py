@@ -5,43 +5,15 @@ Shapes: B batch, F features, H height, W width, C channels, O outputs.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 Module = nn.Module
-
-
-class Linear(nn.Module):
-    """An affine map, for linear and logistic regression."""
-
-    def __init__(self, num_inputs: int, num_outputs: int) -> None:
-        super().__init__()
-        self.out = nn.Linear(num_inputs, num_outputs)
-
-    def forward(self, x_BF: torch.Tensor) -> torch.Tensor:
-        """Map inputs ``(B, ...)`` to outputs ``(B, O)``."""
-        return self.out(x_BF.flatten(1))
-
-
-class Mlp(nn.Module):
-    """A multilayer perceptron with ELU between its affine maps. ``widths`` includes the inputs and the outputs."""
-
-    def __init__(self, widths: Sequence[int]) -> None:
-        super().__init__()
-        self.num_hidden = len(widths) - 2
-        for layer in range(self.num_hidden):
-            self.add_module(f"hidden_{layer}", nn.Linear(widths[layer], widths[layer + 1]))
-        self.out = nn.Linear(widths[-2], widths[-1])
-
-    def forward(self, x_BF: torch.Tensor) -> torch.Tensor:
-        """Map inputs ``(B, ...)`` to outputs ``(B, O)``."""
-        x_BF = x_BF.flatten(1)
-        for layer in range(self.num_hidden):
-            x_BF = F.elu(self.get_submodule(f"hidden_{layer}")(x_BF))
-        return self.out(x_BF)
 
 
 class Cnn(nn.Module):
@@ -63,13 +35,22 @@ class Cnn(nn.Module):
 
 
 def linear(num_inputs: int, num_outputs: int) -> nn.Module:
-    """Return a linear or logistic regression."""
-    return Linear(num_inputs, num_outputs)
+    """Return a linear or logistic regression, which maps inputs ``(B, ...)`` to outputs ``(B, O)``."""
+    return mlp([num_inputs, num_outputs])
 
 
 def mlp(widths: Sequence[int]) -> nn.Module:
-    """Return a multilayer perceptron. ``widths`` includes the inputs and the outputs."""
-    return Mlp(widths)
+    """Return a multilayer perceptron with ELU, which maps inputs ``(B, ...)`` to outputs ``(B, O)``.
+
+    Args:
+        widths: number of inputs, widths of the hidden layers, and number of outputs.
+    """
+    layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
+    for number, (num_inputs, num_outputs) in enumerate(pairwise(widths[:-1])):
+        layers[f"hidden_{number}"] = nn.Linear(num_inputs, num_outputs)
+        layers[f"elu_{number}"] = nn.ELU()
+    layers["out"] = nn.Linear(widths[-2], widths[-1])
+    return nn.Sequential(OrderedDict(layers))
 
 
 def cnn(image_HWC: tuple[int, ...], num_outputs: int) -> nn.Module:
