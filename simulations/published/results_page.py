@@ -27,7 +27,7 @@ A row without stored results is `not run`. The time beside it is an estimate for
 measured processor time of the first rounds. `processor s` is the processor time of one seed, start and evaluation
 included. Older results have the duration of their rounds instead (`wall`), on two cores that other programs used at
 the same time. Digests are the first digits of SHA-256 of the final parameters and of all examples, for the first
-seed; `docs/results/` has all seeds in full.
+seed; `docs/results/` has all seeds in full. The digest of parameters can change with the version and the machine.
 
 To run a row again, and to write this page:
 
