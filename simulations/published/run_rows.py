@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,6 @@ from fedlearn.core.checkpoint import write_atomically
 from fedlearn.core.command_line import DONE
 from fedlearn.errors import SettingError, did_you_mean
 from fedlearn.runner.start import main as run_experiment
-from simulations.benchmarks.processes import tree_processor_seconds
 from simulations.published import TABLES, all_rows
 from simulations.published.records import Row, Table
 from simulations.published.results_page import gate_of, result_file, results_page
@@ -61,13 +61,19 @@ def run_rows(names: Sequence[str], *, seeds: Sequence[int] | None, again: bool, 
     return DONE
 
 
+def _processor_seconds() -> float:
+    """Return the processor time of this process and of its children that have ended, seconds."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
 def _run_seed(row: Row, seed: int, folder: Path, file: Path) -> int:
     shutil.rmtree(folder, ignore_errors=True)
     words = [*row.settings, f"seed={seed}", f"hydra.run.dir={folder}", "callbacks.console=null"]
-    since = tree_processor_seconds()
+    since = _processor_seconds()
     if failed := run_experiment(words):
         return failed
-    result = read_run(row, seed, folder, processor_seconds=tree_processor_seconds() - since)
+    result = read_run(row, seed, folder, processor_seconds=_processor_seconds() - since)
     stored = {old.seed: old for old in read_results(row, file)}
     store_results(row, [*({**stored, seed: result}).values()], file)
     shutil.rmtree(folder, ignore_errors=True)
