@@ -36,7 +36,7 @@ python -m simulations.results --run flamby_heart/fedavg
 ```
 """
 COLUMNS = ("row", "measure", "fedlearn", "seeds", "published", "gate", "processor s", "parameters", "data")
-GATE_WORDS = {"difference": ("pass", "fail"), "limit": ("reached", "missed")}
+GATE_RESULTS = {"difference": ("pass", "fail"), "limit": ("reached", "missed")}
 DIGITS = 8
 
 
@@ -67,12 +67,12 @@ def gate_of(measure: Measure, results: Sequence[SeedResult]) -> str:
     published = measure.published
     if published is None or published.gate == "none":
         return "none"
-    passed, failed = GATE_WORDS[published.gate]
+    passed, failed = GATE_RESULTS[published.gate]
     return passed if published.accepts([result.values.get(measure.name) for result in results]) else failed
 
 
 def _summary(folder: Path) -> str:
-    words = [word for both in GATE_WORDS.values() for word in both]
+    words = [word for both in GATE_RESULTS.values() for word in both]
     rows: list[tuple[str, ...]] = [("table", "rows", "run", *words)]
     for table in TABLES.values():
         stored = {row.name: read_results(row, result_file(table, row, folder)) for row in table.rows}
