@@ -19,9 +19,7 @@ import torch
 from fedlearn.trainers.torch.chain import Chain
 
 LINE = 16  # numbers of float32 in a cache line; the bits of a product can depend on the alignment of its memory
-MIN_PRODUCT = (
-    1024  # multiplications of a product; below 400, torch has other code for several matrices than for a single matrix
-)
+MIN_PRODUCT = 1024  # multiplications; below 400, torch multiplies several matrices with other code than a single matrix
 
 
 class LayerParameters(NamedTuple):
