@@ -6,6 +6,7 @@ Checks of settings, arrays of any library, and sums that do not depend on the bl
 from array_api_compat import array_namespace
 
 from fedlearn.algorithm.aggregation import add_rows, add_totals, divide_total
+from fedlearn.algorithm.local_rule import gradient_weight
 from fedlearn.algorithm.server_optimizers import zeros
 from fedlearn.core.arrays import as_numpy, asarray_like, log_softmax
 from fedlearn.errors import is_count, is_number, require
@@ -17,6 +18,7 @@ __all__ = [
     "as_numpy",
     "asarray_like",
     "divide_total",
+    "gradient_weight",
     "is_count",
     "is_number",
     "log_softmax",

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedlearn.core.layout import Layout
-from fedlearn.core.named_option import describe_option, option_name
+from fedlearn.core.named_option import describe_option, option_name, option_values
 from fedlearn.core.optimizers import state_names
 from fedlearn.core.records import Array, ClientId, LocalSettings, State
-from fedlearn.errors import SettingError, require
+from fedlearn.errors import require
 
 GradientAt = Callable[[Array], Array]  # returns the gradient of a batch at parameters (D,), see `LocalRule.gradient`
 GLOBAL_MODEL = "w_global"  # name of the model in a request, among the names of vectors
@@ -111,8 +111,9 @@ class LocalRule(NamedTuple):
             None: the update itself.
         num_steps: returns the number of local steps of all clients in a round, ``(round, rng) -> steps``, and replaces
             ``local.epochs`` and ``local.steps``. None: the local settings.
-        requires_sgd: True if the rule or the aggregation is correct for plain SGD only. Other optimizers, momentum, and
-            learning rates that change within a round are then refused.
+        requires_sgd: True if the rule or the aggregation is correct for SGD only. Other optimizers, other momentum than
+            ``momentum``, and learning rates that change within a round are then refused.
+        momentum: momentum of SGD that the rule accounts for, in [0, 1); see `gradient_weight`. None: only plain SGD.
         optimizer_state: names of the vectors of the optimizer that each client keeps between rounds; see
             `with_optimizer_state`.
         averages_optimizer: whether clients send these vectors to the server, which averages them.
@@ -140,6 +141,7 @@ class LocalRule(NamedTuple):
     send: Callable[..., Any] | None = None
     num_steps: Callable[[int, np.random.Generator], int] | None = None
     requires_sgd: bool = False
+    momentum: float | None = None
     optimizer_state: tuple[str, ...] = ()
     averages_optimizer: bool = False
     aggregation: LocalAggregation | None = None
@@ -177,22 +179,54 @@ class LocalRule(NamedTuple):
 plain_training = LocalRule()
 
 
+def gradient_weight(num_steps: Any, momentum: float) -> Any:
+    """Return the sum of the weights of all gradients in an update of SGD with momentum, in learning rates.
+
+    ``a = (S - m (1 - m^S) / (1 - m)) / (1 - m)`` for ``S`` steps with momentum ``m``. Without momentum, it is ``S``.
+
+    Args:
+        num_steps: number of local steps, >= 0; a number or an array of any library.
+        momentum: momentum, in [0, 1).
+
+    Reference: Wang, Liu, Liang, Joshi, Poor, *Tackling the Objective Inconsistency Problem in Heterogeneous Federated
+    Optimization*, NeurIPS 2020, arXiv:2007.07481, section 4.
+
+    >>> round(gradient_weight(2, 0.9), 12)  # the update is -learning_rate * ((1 + 0.9) * grad_1 + grad_2)
+    2.9
+    """
+    rest = 1 - momentum
+    return (num_steps - momentum * (1 - momentum**num_steps) / rest) / rest
+
+
 def require_sgd(rule: LocalRule, local: LocalSettings) -> None:
-    """Check that the local settings are plain SGD, if the rule requires it.
+    """Check that the local settings are SGD with the momentum of the rule, if the rule requires it.
 
     Raises:
-        SettingError: The optimizer is not SGD, has momentum, or its learning rate changes within a round.
+        SettingError: The optimizer is not SGD, or has another momentum, Nesterov momentum or a state of the last
+            round. Or the learning rate changes within a round.
     """
-    if not rule.requires_sgd or local.is_plain_sgd:
+    if not rule.requires_sgd:
         return
-    reason = "this strategy is correct for plain SGD only"
+    plain = "plain SGD" if rule.momentum is None else "SGD"
+    reason = f"this strategy is correct for {plain} only"
     optimizer = describe_option(local.optimizer)
     require(
         option_name(local.optimizer) == "sgd", "local.optimizer", optimizer, f"sgd: {reason}", "local.optimizer=sgd"
     )
-    require(not local.momentum, "local.momentum", local.momentum, f"0: {reason}", "local.momentum=0")
+    if rule.momentum is None:
+        require(not local.momentum, "local.momentum", local.momentum, f"0: {reason}", "local.momentum=0")
+    else:
+        expected, advice = f"{rule.momentum:g}, as strategy.momentum", f"strategy.momentum={local.momentum:g}"
+        require(local.momentum == rule.momentum, "local.momentum", local.momentum, expected, advice)
+    nesterov = bool(local.momentum and option_values(local.optimizer).get("nesterov"))
+    expected = "sgd without nesterov: this strategy computes the weights of gradients for the other momentum"
+    require(not nesterov, "local.optimizer", optimizer, expected, "local.optimizer=sgd")
+    is_reset = not local.momentum or local.optimizer_state == "reset"
+    expected = "reset: this strategy computes the weights of gradients for momentum that starts at zero"
+    require(is_reset, "local.optimizer_state", local.optimizer_state, expected, "local.optimizer_state=reset")
     expected = f"a schedule over rounds: {reason}"
-    raise SettingError("local.schedule", describe_option(local.schedule), expected, "local.schedule=cosine")
+    schedule = describe_option(local.schedule)
+    require(local.rate_is_constant, "local.schedule", schedule, expected, "local.schedule=cosine")
 
 
 def with_optimizer_state(rule: LocalRule, local: LocalSettings) -> LocalRule:

@@ -127,10 +127,9 @@ class LocalSettings:
         return self.class_weights is not None or self.label_smoothing > 0
 
     @property
-    def is_plain_sgd(self) -> bool:
-        """True for SGD without momentum whose learning rate is constant within a round."""
-        is_constant = option_name(self.schedule) is not None and option_values(self.schedule).get("over") != "steps"
-        return option_name(self.optimizer) == "sgd" and not self.momentum and is_constant
+    def rate_is_constant(self) -> bool:
+        """True if the learning rate is constant within a round."""
+        return option_name(self.schedule) is not None and option_values(self.schedule).get("over") != "steps"
 
     def num_steps(self, num_examples: Any) -> Any:
         """Return the number of local steps per round of a client with ``num_examples`` examples.

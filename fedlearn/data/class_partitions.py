@@ -15,7 +15,9 @@ from fedlearn.errors import SettingError
 MAX_ATTEMPTS = 11  # draws until each client has enough examples
 
 
-def dirichlet(labels_N: np.ndarray, *, num_clients: int, alpha: float, seed: int) -> list[np.ndarray]:
+def dirichlet(
+    labels_N: np.ndarray, *, num_clients: int, alpha: float, seed: int, self_balancing: bool = False
+) -> list[np.ndarray]:
     """Return the rows of each client, with each class divided in Dirichlet(alpha) shares.
 
     Args:
@@ -23,6 +25,7 @@ def dirichlet(labels_N: np.ndarray, *, num_clients: int, alpha: float, seed: int
         num_clients: number of clients, >= 1.
         alpha: concentration, > 0.
         seed: seed of all random choices.
+        self_balancing: whether a client with more than the mean number of examples gets no examples of later classes.
 
     Raises:
         SettingError: the draws leave clients with too few examples.
@@ -31,7 +34,14 @@ def dirichlet(labels_N: np.ndarray, *, num_clients: int, alpha: float, seed: int
     at_least = min(2, len(labels_N) // num_clients)  # one for training, one to hold out
     rows_of_class = [np.flatnonzero(labels_N == label) for label in np.unique(labels_N)]
     for _ in range(MAX_ATTEMPTS):
-        parts = [_shares(rows, rng.dirichlet(np.full(num_clients, float(alpha)))) for rows in rows_of_class]
+        parts, sizes_K = [], np.zeros(num_clients)
+        for rows in rows_of_class:
+            shares_K = rng.dirichlet(np.full(num_clients, float(alpha)))
+            if self_balancing:
+                shares_K = np.where(sizes_K > len(labels_N) / num_clients, 0.0, shares_K)
+                shares_K = shares_K / sum(shares_K.tolist())
+            parts.append(_shares(rows, shares_K))
+            sizes_K += [len(part) for part in parts[-1]]
         clients = [np.concatenate(client_parts) for client_parts in zip(*parts, strict=True)]
         if min(map(len, clients)) >= at_least:
             return [_shuffled(rows, rng) for rows in clients]

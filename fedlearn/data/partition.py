@@ -43,7 +43,7 @@ def as_partition(partition: Partition | str, **defaults: Any) -> Partition:
         SettingError: the name is unknown, or the object is not a `Partition`.
 
     >>> as_partition("dirichlet", num_clients=20)
-    Dirichlet(num_clients=20, test_share=0.25, alpha=0.5)
+    Dirichlet(num_clients=20, test_share=0.25, alpha=0.5, self_balancing=False)
     """
     if isinstance(partition, str):
         closest = did_you_mean(partition, PARTITIONS) or "iid"

@@ -92,19 +92,44 @@ class _WithAlpha(Partition):
 class Dirichlet(_WithAlpha):
     """Divide each class in Dirichlet(alpha) shares.
 
+    Args:
+        num_clients: see `Partition`.
+        test_share: see `Partition`.
+        alpha: concentration, > 0; smaller is more skewed, 100 is nearly iid; None takes the default of the scenario, or
+            0.5.
+        self_balancing: whether a client with more than the mean number of examples gets no examples of later classes.
+            Then sizes differ less, and clients have fewer classes.
+
     References:
-        Yurochkin et al., *Bayesian Nonparametric Federated Learning of Neural Networks*, ICML 2019, arXiv:1905.12022.
+        Yurochkin et al., *Bayesian Nonparametric Federated Learning of Neural Networks*, ICML 2019, arXiv:1905.12022;
+        self-balancing: Li et al., *Federated Learning on Non-IID Data Silos*, ICDE 2022, arXiv:2102.02079.
 
     >>> print(Dirichlet(num_clients=20, alpha=0.3))
     dirichlet(0.3)
     """
+
+    self_balancing: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        is_flag = isinstance(self.self_balancing, bool)
+        require(is_flag, "self_balancing", self.self_balancing, "true or false", "self_balancing=true")
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}, self-balancing" if self.self_balancing else super().__str__()
 
     kind: ClassVar[str] = "dirichlet"
     needs_classes: ClassVar[bool] = True
 
     def client_rows(self, rows: Rows, seed: int) -> Sequence[np.ndarray]:
         """Return rows with each class divided in Dirichlet shares."""
-        return class_partitions.dirichlet(rows.labels_N, num_clients=_count(self), alpha=self.concentration, seed=seed)
+        return class_partitions.dirichlet(
+            rows.labels_N,
+            num_clients=_count(self),
+            alpha=self.concentration,
+            seed=seed,
+            self_balancing=self.self_balancing,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,9 @@ def test_a_file_has_exactly_the_parameters_of_its_function_and_their_defaults(pa
     shared = {name: f"${{{name}}}" for name in SHARED if name in parameters}
     if given.get("clients_per_round") == "${cohort}":
         shared["clients_per_round"] = parameters["clients_per_round"].default or "${cohort}"
+    if given.get("momentum") == "${local.momentum}":
+        assert parameters["momentum"].default == LocalSettings().momentum
+        shared["momentum"] = given["momentum"]
     built = {name: value for name, value in given.items() if isinstance(value, dict) and "_target_" in value}
     assert given == {name: parameter.default for name, parameter in parameters.items()} | shared | built
 

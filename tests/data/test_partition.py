@@ -155,6 +155,7 @@ def test_natural_follows_the_data():
         ({"kind": "shards", "classes_per_client": 41}, "partition.classes_per_client"),
         ({"kind": "shards", "classes_per_client": 0}, "classes_per_client"),
         ({"kind": "dirichlet", "alpha": -1}, "alpha"),
+        ({"kind": "dirichlet", "self_balancing": "yes"}, "self_balancing"),
         ({"kind": "iid", "num_clients": 0}, "num_clients"),
         ({"kind": "iid", "num_clients": 401}, "partition.num_clients"),
         ({"kind": "pathological", "classes_per_client": 0}, "classes_per_client"),
@@ -193,6 +194,10 @@ def flower_partition(kind, labels_N, num_clients, seed, alpha):
     sizes = [len(rows) for rows in np.array_split(labels_N, num_clients)]
     kinds = {
         "dirichlet": ("DirichletPartitioner", {"num_partitions": num_clients, "alpha": alpha, "min_partition_size": 2}),
+        "self_balancing": (
+            "DirichletPartitioner",
+            {"num_partitions": num_clients, "alpha": alpha, "min_partition_size": 2, "self_balancing": True},
+        ),
         "dirichlet_equal": ("InnerDirichletPartitioner", {"partition_sizes": sizes, "alpha": alpha}),
         "pathological": (
             "PathologicalPartitioner",
@@ -214,19 +219,31 @@ def flower_partition(kind, labels_N, num_clients, seed, alpha):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["dirichlet", "dirichlet_equal", "pathological"])
+@pytest.mark.parametrize("kind", ["dirichlet", "self_balancing", "dirichlet_equal", "pathological"])
 @pytest.mark.parametrize(("num_clients", "num_classes", "alpha"), [(7, 3, 0.5), (20, 10, 0.05), (1, 2, 1.0)])
 def test_class_based_partitions_equal_those_of_flower(kind, num_clients, num_classes, alpha):
     pytest.importorskip("flwr_datasets")
     labels = np.random.default_rng(num_clients).permutation(np.arange(101) % num_classes)
     settings = {} if kind == "pathological" else {"alpha": alpha}
     expected = flower_partition(kind, labels, num_clients, 5, alpha)
+    if kind == "self_balancing":
+        kind, settings = "dirichlet", {"self_balancing": True, **settings}
     if expected is None:
         with pytest.raises(SettingError):
             rows_of(kind, seed=5, num_clients=num_clients, labels=labels, **settings)
         return
     rows = rows_of(kind, seed=5, num_clients=num_clients, labels=labels, **settings)
     assert [rows_k.tolist() for rows_k in rows] == [rows_k.tolist() for rows_k in expected]
+
+
+def test_self_balancing_narrows_the_sizes_of_clients():
+    labels, sizes = np.repeat(np.arange(10), 600), {}
+    for self_balancing in (False, True):
+        rows = rows_of("dirichlet", num_clients=10, alpha=0.5, labels=labels, self_balancing=self_balancing)
+        assert sorted(np.concatenate(rows).tolist()) == list(range(6000))
+        sizes[self_balancing] = [len(rows_k) for rows_k in rows]
+    assert np.std(sizes[True]) < np.std(sizes[False])
+    assert str(PARTITIONS["dirichlet"](self_balancing=True)) == "dirichlet(0.5), self-balancing"
 
 
 def test_partitions_import_no_large_library():

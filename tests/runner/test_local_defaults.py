@@ -42,7 +42,7 @@ def test_the_learning_rate_follows_from_the_optimizer():
 
 
 def test_a_default_never_conflicts_with_strategy_privacy_or_momentum():
-    assert resolved({"model": "mlp"}, LocalRule(requires_sgd=True)).is_plain_sgd
+    assert resolved({"model": "mlp"}, LocalRule(requires_sgd=True)).optimizer == "sgd"
     assert resolved({"model": "mlp"}, clips_examples=True).max_grad_norm is None
     assert resolved({"model": "mlp"}, momentum=0.9).optimizer == "sgd"
 

@@ -69,7 +69,7 @@ def test_a_resumed_run_follows_the_schedule_of_an_uninterrupted_run(schedule):
     assert not np.array_equal(whole, last_params(strategy, LocalSettings(optimizer="adam", batch_size=4), rounds=6))
 
 
-@pytest.mark.parametrize("strategy", [strategies.scaffold(), strategies.fednova()], ids=["scaffold", "fednova"])
+@pytest.mark.parametrize("strategy", [strategies.fedcm(), strategies.proxskip()], ids=["fedcm", "proxskip"])
 @pytest.mark.parametrize(
     "local", [{"optimizer": "adam"}, {"momentum": 0.9}, {"schedule": {"name": "linear", "over": "steps"}}], ids=str
 )

@@ -6,8 +6,11 @@ import pytest
 import strategies
 from fedlearn import Examples, FederatedData, LocalRule, LocalSettings, SettingError, Strategy, everyone
 from fedlearn.core import ClientWork, Request
+from fedlearn.extend import gradient_weight
 from fedlearn.testing import LinearTrainer
 from simulations import models
+
+torch = pytest.importorskip("torch")
 
 OPTIMUM = -0.6  # slope of least mean loss of two clients: (w - 1)^2 + 4 (w + 1)^2
 
@@ -56,6 +59,61 @@ def test_fednova_is_fedavg_where_all_take_the_same_steps(small):
     data = small.two_clients(copies=(1, 4))
     ends = [slope(small, s, rounds=5, data=data, steps=3) for s in (strategies.fedavg(), strategies.fednova())]
     assert ends[0] == pytest.approx(ends[1], abs=1e-6)
+
+
+MOMENTUM = 0.9
+
+
+def test_the_gradient_weight_is_the_update_of_constant_gradients():
+    """Check the closed form against SGD with momentum on gradients of one."""
+    for momentum in (0.0, 0.5, 0.9):
+        velocity = total = 0.0
+        for steps in range(1, 30):
+            velocity = momentum * velocity + 1
+            total += velocity
+            assert gradient_weight(steps, momentum) == pytest.approx(total)
+            weight_K = gradient_weight(torch.tensor([steps, 2.0 * steps]), momentum)
+            assert weight_K[0].item() == pytest.approx(total, rel=1e-5)
+
+
+def test_momentum_does_not_bias_fednova_with_unequal_numbers_of_steps(small):
+    """Check the optimum, and that the number of steps as the weight would miss it."""
+    data = small.two_clients(steepness=(1, 1), copies=(1, 4))
+    settings = {"rounds": 300, "data": data, "steps": None, "batch_size": 2, "learning_rate": 0.002}
+    settings["momentum"] = MOMENTUM
+    counted = Strategy(select=everyone(), local=LocalRule(), aggregate=strategies.fednova().aggregate)
+    assert slope(small, strategies.fednova(momentum=MOMENTUM), **settings) == pytest.approx(OPTIMUM, abs=0.02)
+    assert abs(slope(small, counted, **settings) - OPTIMUM) > 0.05
+
+
+@pytest.mark.parametrize("weighting", ["equal", "updates", "examples"])
+def test_scaffold_removes_drift_with_momentum(small, weighting):
+    """Check the optimum and the fixed point: each control variate is the gradient of its client."""
+    strategy = strategies.scaffold(momentum=MOMENTUM, weighting=weighting)
+    last, engine = small.run(
+        strategy, small.two_clients(), rounds=400, steps=20, momentum=MOMENTUM, learning_rate=0.002
+    )
+    assert last.state.params_D[1] == pytest.approx(OPTIMUM, abs=1e-2)
+    assert engine.client_states[0]["client_control"][1] == pytest.approx(2 * (OPTIMUM - 1), abs=0.05)
+    assert engine.client_states[1]["client_control"][1] == pytest.approx(8 * (OPTIMUM + 1), abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["scaffold", "fednova"])
+def test_a_strategy_with_momentum_refuses_other_momentum(small, name):
+    strategy, data = getattr(strategies, name)(momentum=MOMENTUM), small.two_clients()
+    for local, setting in [
+        ({}, "local.momentum"),
+        ({"momentum": 0.5}, "local.momentum"),
+        ({"momentum": MOMENTUM, "optimizer": {"name": "sgd", "nesterov": True}}, "local.optimizer"),
+        ({"momentum": MOMENTUM, "optimizer_state": "keep"}, "local.optimizer_state"),
+        ({"momentum": MOMENTUM, "schedule": {"name": "linear", "over": "steps"}}, "local.schedule"),
+    ]:
+        with pytest.raises(SettingError) as error:
+            slope(small, strategy, data=data, rounds=1, steps=1, **local)
+        assert error.value.setting == setting
+    for momentum in (1.0, -0.1, "0.9"):
+        with pytest.raises(SettingError):
+            getattr(strategies, name)(momentum=momentum)
 
 
 def losses(small, strategy, **local):
