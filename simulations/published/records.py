@@ -11,8 +11,9 @@ from fedlearn.runner.run_result import RunResult
 
 LEAST_TOLERANCE = 1.0  # points
 
-# difference: at most the tolerance, in both directions; limit: each run has at most the published value
-Gate = Literal["difference", "limit", "none"]
+# difference: at most the tolerance, in both directions; limit: each run has at most the published value;
+# start: at most the tolerance below, for the first rounds of an experiment that takes its best round
+Gate = Literal["difference", "limit", "start", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,8 @@ class Published:
         value: published value.
         deviation: published standard deviation; None if the source has none.
         source: file, page or table with the value.
-        gate: ``difference`` for percentages, ``limit`` for rounds to a target, or ``none``.
+        gate: ``difference`` for percentages, ``limit`` for rounds to a target, ``start`` for the best percentage of the
+            first rounds of an experiment, or ``none``.
     """
 
     value: float
@@ -44,11 +46,15 @@ class Published:
         >>> rounds = Published(value=87, source="Table 2", gate="limit")
         >>> rounds.accepts([40, 87]), rounds.accepts([40, 88]), rounds.accepts([40, None])
         (True, False, False)
+        >>> start = Published(value=97, source="Table 2", gate="start")
+        >>> start.accepts([96.0]), start.accepts([99.0]), start.accepts([95.9])
+        (True, True, False)
         """
         found = [value for value in values if value is not None]
         if self.gate == "limit":
             return len(found) == len(values) and max(found) <= self.value
-        return abs(mean(found) - self.value) <= self.tolerance + 1e-9
+        difference = mean(found) - self.value
+        return (-difference if self.gate == "start" else abs(difference)) <= self.tolerance + 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
