@@ -202,7 +202,7 @@ def federation(problem, identity, tmp_path):
     }
     names = ("fedavg", "fedprox", "fedadam", "scaffold", "fedper", "fedrep", "ditto", "qfedavg", "afl", "ifca", "oort")
     names += ("fedasync", "fedbuff", "fedala", "fedamp", "fedcm", "feddecorr", "fedgkd", "fedntd", "fedsam", "fedspeed")
-    names += ("proxskip",)
+    names += ("proxskip", "fednova")
 
     def make(
         *,

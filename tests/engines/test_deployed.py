@@ -110,6 +110,16 @@ def test_a_deployed_run_gives_the_parameters_of_a_simulated_one_bit_for_bit(fede
         assert np.allclose(found, expected)
 
 
+@pytest.mark.parametrize("name", ["scaffold", "fednova"])
+def test_nodes_weight_gradients_with_momentum_as_in_simulation(federation, name):
+    built = federation(strategy=name, words={"strategy": {"momentum": 0.9}})
+    local = replace(LOCAL_SETTINGS, momentum=0.9)
+    there, here = deployed(built, local=local)[-1], simulated(built, local=local)[-1]
+    assert np.array_equal(there.state.params_D, here.state.params_D)
+    other = federation(strategy=name, words={"strategy": {"momentum": 0.0}})
+    assert not np.array_equal(here.state.params_D, simulated(other)[-1].state.params_D)
+
+
 def test_nodes_train_a_model_with_several_inputs_as_in_simulation(federation):
     pytest.importorskip("torch")
     built = federation(scenario="several_inputs")

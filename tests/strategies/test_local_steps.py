@@ -75,6 +75,19 @@ def test_clients_train_equally_in_turn_and_together(name):
     assert np.abs(model - end(strategies.fedavg(weighting="equal"), trainer)).max() > 1e-4
 
 
+@pytest.mark.parametrize("name", ["scaffold", "fednova"])
+def test_frameworks_weight_gradients_with_momentum_equally(name):
+    """Check unequal numbers of steps, so that each client has another weight."""
+    strategy, local = getattr(strategies, name)(momentum=0.9), {"momentum": 0.9, "epochs": 3}
+    model = end(strategy, build(), **local)
+    assert np.array_equal(model, end(strategy, build(), stop=1, **local))
+    for framework, batching in (("torch", "vmap"), ("jax", "map"), ("jax", "vmap"), ("mixed", "map")):
+        other = end(strategy, build(framework), partial(vector, batching=batching), **local)
+        assert np.abs(model - other).max() <= 1e-5, (framework, batching)
+    plain = end(getattr(strategies, name)(), build(), epochs=3)
+    assert np.abs(model - plain).max() > 1e-3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_frameworks_and_processes_train_equally(name):
