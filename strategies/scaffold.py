@@ -31,7 +31,7 @@ def scaffold(*, clients_per_round: int | None = None, weighting: str = "equal", 
     Reference: Karimireddy, Kale, Mohri, Reddi, Stich, Suresh, *SCAFFOLD: Stochastic Controlled Averaging for Federated
     Learning*, ICML 2020, arXiv:1910.06378, Algorithm 1.
     """
-    require(weighting in WEIGHTINGS, "weighting", weighting, " or ".join(WEIGHTINGS), "weighting=equal")
+    require(weighting in WEIGHTINGS, "weighting", weighting, f"one of {', '.join(WEIGHTINGS)}", "weighting=equal")
     require(is_number(momentum, at_least=0, below=1), "momentum", momentum, "in [0, 1)", "momentum=0.9")
 
     def finish(
