@@ -51,8 +51,9 @@ def write_results(tuning: Tuning, study: Any, default: TrialResult, privacy: Pri
     best = _best(study)
     settings = {} if best is None else {n: tuning.space.ranges[n].text(v) for n, v in best.params.items()}
     importance = _importance(study)
-    command = _command([*tuning.space.fixed, *(f"{name}={value}" for name, value in settings.items())])
-    lines = _lines(default, None if best is None else best.value, settings, importance, privacy, command)
+    seeds = tuning.space.seeds
+    command = _command([*tuning.space.fixed, *(f"{name}={value}" for name, value in settings.items())], seeds)
+    lines = _lines(default, None if best is None else best.value, settings, importance, privacy, command, seeds)
     _write_trials(tuning, study)
     _draw(tuning, study, default, importance)
     page = "\n".join(["# Tuning", "", *(f"- {line}" for line in lines), ""])
@@ -82,14 +83,16 @@ def _lines(
     importance: Mapping[str, float],
     privacy: PrivacyTotal | None,
     command: str,
+    seeds: Sequence[str],
 ) -> list[str]:
     if best is None:
         return ["no trial has a value"]
     metric = default.metric
     values = ", ".join(f"{name}={value}" for name, value in settings.items())
     better = best > default.value if default.maximize else best < default.value
+    mean = f" (mean of {len(seeds)} seeds)" if seeds else ""
     lines = [
-        f"best {metric} {format_metric(metric, best)} with {values}",
+        f"best {metric} {format_metric(metric, best)}{mean} with {values}",
         f"default values {format_metric(metric, default.value)}" + ("" if better else ", no trial is better"),
     ]
     if importance:
@@ -101,13 +104,14 @@ def _lines(
             f"privacy of all {privacy.num_runs} runs together: epsilon {epsilon:g} at delta {privacy.delta:g} ({rule})"
         )
         lines.append("the epsilon does not cover the metrics on held-out examples, which have no noise")
-    lines.append("the trials were compared on the held-out examples: confirm the result with another seed")
+    lines.append("the trials were compared on the held-out examples: confirm the result with other seeds")
     lines.append(f"to repeat: {command}")
     return lines
 
 
-def _command(overrides: Sequence[str]) -> str:
-    return " ".join(["python -m simulations.run", *map(shell_word, overrides)])
+def _command(overrides: Sequence[str], seeds: Sequence[str]) -> str:
+    words = ["-m", *overrides, f"seed={','.join(seeds)}"] if seeds else overrides
+    return " ".join(["python -m simulations.run", *map(shell_word, words)])
 
 
 def _write_trials(tuning: Tuning, study: Any) -> None:

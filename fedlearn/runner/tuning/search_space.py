@@ -66,10 +66,17 @@ class SearchSpace:
     Attributes:
         fixed: overrides that all trials have.
         ranges: setting -> its values.
+        seeds: seeds of the runs of each trial; empty for one run with the seed of the settings.
     """
 
     fixed: tuple[str, ...]
     ranges: Mapping[str, Range]
+    seeds: tuple[str, ...] = ()
+
+    @property
+    def runs(self) -> tuple[tuple[str, ...], ...]:
+        """Further overrides of each run of a trial."""
+        return tuple((f"seed={seed}",) for seed in self.seeds) or ((),)
 
     def overrides(self, values: Mapping[str, float | str]) -> list[str]:
         """Return the overrides of a trial. A setting without a value is absent."""
@@ -79,6 +86,8 @@ class SearchSpace:
 def parse_space(overrides: Sequence[str]) -> SearchSpace:
     """Divide the overrides of a command line into searched and fixed settings.
 
+    Several seeds, ``seed=1,2,3``, are runs of each trial. Other settings have one value or a range.
+
     Raises:
         UsageError: a range is wrong, a setting is searched twice, nothing is searched, or a setting has a sweep.
 
@@ -87,7 +96,11 @@ def parse_space(overrides: Sequence[str]) -> SearchSpace:
     """
     fixed: list[str] = []
     ranges: dict[str, Range] = {}
+    seeds: tuple[str, ...] = ()
     for override in overrides:
+        if re.fullmatch(r"seed=.*,.*", override):
+            seeds = _choices("seed", override)
+            continue
         found = SEARCHED.fullmatch(override)
         if found is None or found["kind"] not in (*KINDS, *OTHER_NAMES):
             _refuse_sweep(override)
@@ -99,7 +112,7 @@ def parse_space(overrides: Sequence[str]) -> SearchSpace:
     if not ranges:
         fix = "'local.learning_rate=loguniform(1e-3,1)'"
         raise UsageError(f"no setting is searched\n  expected  a range for at least one setting\n  try       {fix}")
-    return SearchSpace(tuple(fixed), ranges)
+    return SearchSpace(tuple(fixed), ranges, seeds)
 
 
 def _range(name: str, kind: str, arguments: str, override: str) -> Range:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from fedlearn.errors import FedlearnError, MissingExtra, is_count, require
 from fedlearn.runner.run_folder import free_name
 from fedlearn.runner.sweep import job_folder
 from fedlearn.runner.tuning.search_space import Range, SearchSpace
-from fedlearn.runner.tuning.trial_run import TrialResult, TrialWatch, run_trial
+from fedlearn.runner.tuning.trial_run import Report, TrialResult, TrialWatch, run_trial
 
 STORAGE, SETTINGS, DEFAULT = "study.db", "tuning.json", "default"  # names in the folder of a tuning
 QUIET = ("callbacks.console=null", "report=false")  # `fedlearn report FOLDER` draws the report of a trial later
@@ -56,7 +55,8 @@ class Tuning:
     def to_json(self) -> dict[str, Any]:
         """Return the settings that a continued tuning must repeat."""
         ranges = {name: asdict(each) for name, each in self.space.ranges.items()}
-        return {"fixed": list(self.space.fixed), "ranges": ranges, "seed": self.seed}
+        seeds = {"seeds": list(self.space.seeds)} if self.space.seeds else {}
+        return {"fixed": list(self.space.fixed), "ranges": ranges, "seed": self.seed, **seeds}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +66,14 @@ class Trial:
     Attributes:
         number: number of the trial, from 0.
         values: searched setting -> value.
-        result: result of its run.
+        result: result of its run, or the mean of its runs.
         seconds: duration.
-        folder: run folder.
     """
 
     number: int
     values: dict[str, float | str]
     result: TrialResult
     seconds: float
-    folder: Path
 
 
 def run_study(tuning: Tuning, default: TrialResult, on_trial: Callable[[Trial], None]) -> Any:
@@ -107,10 +105,40 @@ def run_study(tuning: Tuning, default: TrialResult, on_trial: Callable[[Trial], 
     return study
 
 
-def trial_folder(tuning: Tuning, number: int, values: dict[str, float | str]) -> Path:
-    """Return a new run folder for a trial. The name has its number and its values, and is new after an interruption."""
+def run_folder(tuning: Tuning, name: str, values: Mapping[str, float | str], words: Sequence[str] = ()) -> Path:
+    """Return a new folder for a run of a trial.
+
+    Args:
+        tuning: settings of the tuning.
+        name: start of the name. Values and words follow, and a number after an interruption.
+        values: searched setting -> value.
+        words: further overrides of the run.
+    """
     varied = [f"{name}={tuning.space.ranges[name].text(value)}" for name, value in values.items()]
-    return free_name(job_folder(tuning.folder / str(number), varied))
+    folder = job_folder(tuning.folder / name, varied)
+    return free_name(folder.with_name("_".join([folder.name, *words])))
+
+
+def run_all_seeds(
+    tuning: Tuning, name: str, values: Mapping[str, float | str], report: Report | None = None
+) -> TrialResult:
+    """Run a trial once with each seed, and return the mean.
+
+    Args:
+        tuning: settings of the tuning.
+        name: start of the names of the run folders.
+        values: searched setting -> value; empty for default values.
+        report: function that gets the values of the first run, and can end the trial.
+    """
+    results: list[TrialResult] = []
+    for words in tuning.space.runs:
+        watch = TrialWatch() if results or report is None else TrialWatch(report)
+        overrides = [*tuning.space.overrides(values), *words, *QUIET]
+        folder = run_folder(tuning, name, values, words)
+        results.append(run_trial(overrides, folder, config_dir=tuning.config_dir, watch=watch))
+        if results[-1].has_no_value or results[-1].is_pruned:
+            return results[-1]
+    return replace(results[0], value=sum(result.value for result in results) / len(results))
 
 
 def check_folder(tuning: Tuning) -> None:
@@ -193,7 +221,7 @@ def _distribution(values: Range) -> Any:
 
 def _tell(study: Any, trial: Any, result: TrialResult) -> None:
     states = import_optuna().trial.TrialState
-    if result.problem or math.isnan(result.value):
+    if result.has_no_value:
         trial.set_user_attr("problem", result.problem)
         study.tell(trial, state=states.FAIL)
     elif result.is_pruned:
@@ -203,14 +231,13 @@ def _tell(study: Any, trial: Any, result: TrialResult) -> None:
 
 
 def _work(tuning: Tuning, number: int, trial_id: int, values: dict[str, float | str]) -> Trial:
-    """Run one trial in this process."""
-    watch = TrialWatch(_pruning(tuning, trial_id)) if tuning.prune else TrialWatch()
-    start, folder = time.perf_counter(), trial_folder(tuning, number, values)
-    result = run_trial([*tuning.space.overrides(values), *QUIET], folder, config_dir=tuning.config_dir, watch=watch)
-    return Trial(number=number, values=values, result=result, seconds=time.perf_counter() - start, folder=folder)
+    """Run a trial in this process."""
+    start = time.perf_counter()
+    result = run_all_seeds(tuning, str(number), values, _pruning(tuning, trial_id) if tuning.prune else None)
+    return Trial(number=number, values=values, result=result, seconds=time.perf_counter() - start)
 
 
-def _pruning(tuning: Tuning, trial_id: int) -> Callable[[int, float], bool]:
+def _pruning(tuning: Tuning, trial_id: int) -> Report:
     optuna = import_optuna()
     pruner = optuna.pruners.MedianPruner(n_startup_trials=RANDOM_TRIALS // 2, n_warmup_steps=2)
     study = optuna.load_study(study_name="tuning", storage=_storage(tuning), pruner=pruner)

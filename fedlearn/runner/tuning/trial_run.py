@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -30,10 +31,10 @@ Report = Callable[[int, float], bool]  # round, value of the metric -> whether t
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResult:
-    """Result of the run of a trial.
+    """Result of a run of a trial, or of all its runs.
 
     Attributes:
-        value: main metric after the last round; NaN without a value.
+        value: main metric after the last round, the mean of several runs; NaN without a value.
         metric: name of the metric.
         maximize: True if a larger value is better.
         is_pruned: True if the run ended early, because earlier trials have better values.
@@ -49,6 +50,11 @@ class TrialResult:
     problem: str = ""
     stopped: bool = False
     delta: float | None = None
+
+    @property
+    def has_no_value(self) -> bool:
+        """True if the run failed or was stopped, so that its value does not count."""
+        return bool(self.problem) or self.stopped or math.isnan(self.value)
 
     def write(self, folder: Path) -> None:
         """Write the result to a run folder."""

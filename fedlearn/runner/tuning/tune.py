@@ -20,8 +20,17 @@ from fedlearn.runner.run_folder import free_name
 from fedlearn.runner.tuning.privacy_total import read_charges, total_privacy
 from fedlearn.runner.tuning.results import TuningResult, write_results
 from fedlearn.runner.tuning.search_space import SearchSpace, parse_space
-from fedlearn.runner.tuning.study import DEFAULT, QUIET, Trial, Tuning, check_folder, import_optuna, run_study
-from fedlearn.runner.tuning.trial_run import TrialResult, TrialWatch, compose_trial, run_trial
+from fedlearn.runner.tuning.study import (
+    DEFAULT,
+    QUIET,
+    Trial,
+    Tuning,
+    check_folder,
+    import_optuna,
+    run_all_seeds,
+    run_study,
+)
+from fedlearn.runner.tuning.trial_run import TrialResult, compose_trial
 
 SEARCH_SETTINGS = {"trials": "30", "jobs": "1", "sampler_seed": "0", "prune": "auto", "folder": ""}  # name -> default
 WITHOUT_EPSILON = ("none", "secagg")  # kinds of mechanisms that add no noise
@@ -60,12 +69,14 @@ def tune(
 
     Args:
         overrides: settings ``name=value`` as for ``simulations.run``. At least one value is a range:
-            ``uniform(low,high)``, ``loguniform(low,high)``, ``integer(low,high)`` or ``choice(a,b,...)``.
+            ``uniform(low,high)``, ``loguniform(low,high)``, ``integer(low,high)`` or ``choice(a,b,...)``. With
+            ``seed=1,2,3``, each trial has a run with each seed, and its value is their mean.
         trials: number of trials, including an earlier call, >= 1; default 30.
         jobs: number of trials at the same time, each in a process, >= 1; default 1.
-        sampler_seed: seed of the search, >= 0; default 0. All runs have the same setting ``seed``.
-        prune: True ends trials whose values are worse than the median of earlier trials. None, the default, is True
-            without privacy. With privacy, an end that depends on results has no accounting, and True is refused.
+        sampler_seed: seed of the search, >= 0; default 0. All trials have the same setting ``seed``.
+        prune: True ends trials whose values are worse than the median of earlier trials, in the run with the first
+            seed. None, the default, is True without privacy. With privacy, an end that depends on results has no
+            accounting, and True is refused.
         folder: folder of the tuning; None is a new folder below ``outputs/tune``.
         config_dir: folder with options of the user.
         show: True prints a line for each trial.
@@ -151,6 +162,8 @@ def _check_corners(space: SearchSpace, config_dir: str | None) -> tuple[DictConf
     """
     cfg = compose_trial([*space.fixed, *QUIET], config_dir).cfg
     plan = build_plan(cfg)
+    for words in space.runs:
+        build_plan(compose_trial([*space.fixed, *words], config_dir).cfg)
     for name, values in space.ranges.items():
         for text in values.corners:
             build_plan(compose_trial(space.overrides({name: text}), config_dir).cfg)
@@ -178,8 +191,7 @@ def _default(tuning: Tuning) -> TrialResult:
     saved = TrialResult.read(folder)
     if saved is not None:
         return saved
-    target = free_name(folder)
-    result = run_trial([*tuning.space.fixed, *QUIET], target, config_dir=tuning.config_dir, watch=TrialWatch())
+    result = run_all_seeds(tuning, DEFAULT, {})
     if result.stopped:
         raise KeyboardInterrupt
     if result.problem:

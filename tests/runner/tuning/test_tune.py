@@ -6,7 +6,6 @@ import pytest
 from fedlearn.core.command_line import UsageError
 from fedlearn.errors import FedlearnError, SettingError
 from fedlearn.runner.tuning import study as study_module
-from fedlearn.runner.tuning import tune as tune_module
 from fedlearn.runner.tuning.trial_run import TrialResult
 from fedlearn.runner.tuning.tune import tune, tune_command
 
@@ -24,12 +23,13 @@ def quick_runs(monkeypatch):
         values = dict(text.split("=") for text in overrides if text.startswith("local."))
         rate = float(values.get("local.learning_rate", 1e-3))
         calls.append(values)
-        value = 1 - abs(rate - 0.1) if rate < 0.9 else float("nan")
+        seed = next((int(text.removeprefix("seed=")) for text in overrides if text.startswith("seed=")), 0)
+        best_rate = 0.1 + (0.3 if seed == 1 else 0.0)  # the first seed is an exception
+        value = 1 - abs(rate - best_rate) if rate < 0.9 else float("nan")
         problem = "" if value == value else "diverged"
         return TrialResult(value=value, metric="accuracy", problem=problem)
 
     monkeypatch.setattr(study_module, "run_trial", run_trial)
-    monkeypatch.setattr(tune_module, "run_trial", run_trial)
     return calls
 
 
@@ -46,6 +46,37 @@ def test_the_search_beats_the_default_and_writes_its_trials(tmp_path, quick_runs
     assert sum(result.importance.values()) == pytest.approx(1)
     assert (tmp_path / "t" / "slices.png").stat().st_size > 1000
     assert result.command.endswith(f"local.epochs={result.best_settings['local.epochs']}")
+
+
+def test_a_trial_is_the_mean_of_its_seeds(tmp_path, quick_runs):
+    """Check that an exceptional seed does not decide, and that each run has a folder."""
+    result = tune(["seed=1,2,3,4,5", SPACE[0]], trials=20, folder=tmp_path / "t", show=False)
+    assert len(quick_runs) == 5 * 21
+    assert abs(float(result.best_settings["local.learning_rate"]) - 0.1) < 0.05
+    assert result.default == pytest.approx(1 - (0.399 + 4 * 0.099) / 5)
+    assert result.best <= 1 - 0.3 / 5
+    names = [path.name for path in (tmp_path / "t").iterdir()]
+    assert len([name for name in names if name.startswith("default_seed=")]) == 5
+    assert len([name for name in names if name.startswith("7_")]) == 5
+    assert result.command.startswith("python -m simulations.run -m ")
+    assert result.command.endswith("seed=1,2,3,4,5")
+    assert "(mean of 5 seeds)" in result.text
+    with pytest.raises(FedlearnError, match="other settings"):
+        tune(["seed=1,2", SPACE[0]], trials=20, folder=tmp_path / "t", show=False)
+
+
+def test_a_trial_with_a_failed_seed_has_no_value(tmp_path, quick_runs, monkeypatch):
+    real = study_module.run_trial
+
+    def failing(overrides, folder, **options):
+        result = real(overrides, folder, **options)
+        failed = "seed=2" in overrides and any(text.startswith("local.") for text in overrides)
+        return TrialResult(value=float("nan"), metric="accuracy", problem="diverged") if failed else result
+
+    monkeypatch.setattr(study_module, "run_trial", failing)
+    with pytest.raises(FedlearnError, match="no trial has a value: diverged"):
+        tune(["seed=1,2,3", SPACE[0]], trials=2, folder=tmp_path / "t", show=False)
+    assert len(quick_runs) == 3 + 2 * 2, "no further seed of a failed trial runs"
 
 
 def test_a_continued_search_has_the_trials_of_an_uninterrupted_one(tmp_path, quick_runs):
@@ -88,6 +119,10 @@ def test_wrong_words_are_refused_before_a_run(tmp_path, quick_runs):
         tune(["local.epochs=choice(1,0)"], trials=2, folder=folder)
     with pytest.raises(UsageError, match="learningrate"):
         tune(["local.learningrate=uniform(0,1)"], trials=2, folder=folder)
+    with pytest.raises(UsageError, match="two or more different values"):
+        tune(["seed=1,1", *SPACE], trials=2, folder=folder)
+    with pytest.raises(SettingError, match="seed"):
+        tune(["seed=1,-2", *SPACE], trials=2, folder=folder)
     with pytest.raises(SettingError, match="one mechanism"):
         tune(["privacy=choice(none,central)"], trials=2, folder=folder)
     private = ["privacy=central", "privacy.epsilon=4", "strategy.weighting=equal", *SPACE]
@@ -113,7 +148,8 @@ def test_a_damaged_file_of_a_search_is_refused_by_name(tmp_path, quick_runs, nam
         tune(SPACE, trials=2, folder=tmp_path / "t", show=False)
 
 
-def test_private_trials_are_charged_together(tmp_path):
+@pytest.mark.parametrize("seeds", [[], ["seed=1,2"]], ids=["no_seeds", "two_seeds"])
+def test_private_trials_are_charged_together(tmp_path, seeds):
     result = tune(
         [
             "scenario=digits",
@@ -123,13 +159,15 @@ def test_private_trials_are_charged_together(tmp_path):
             "privacy.epsilon=4",
             "strategy.weighting=equal",
             "local.learning_rate=loguniform(1e-2,1)",
+            *seeds,
         ],
         trials=2,
         folder=tmp_path / "t",
         show=False,
     )
-    assert result.privacy.num_runs == 3
-    assert 4 * math.sqrt(3) < result.privacy.epsilon < 12
+    runs = 6 if seeds else 3
+    assert result.privacy.num_runs == runs
+    assert 4 * math.sqrt(runs) < result.privacy.epsilon < 4 * runs
 
 
 @pytest.mark.slow
