@@ -77,4 +77,10 @@ def test_a_model_without_some_parameters_follows_the_new_memory(trainer, data):
 
 def test_a_trainer_that_has_lent_its_memory_can_be_copied(trainer, data):
     held = fit(trainer, data, 0)
-    np.testing.assert_array_equal(fit(deepcopy(trainer), data, 0), held)
+    before, other = held.copy(), deepcopy(trainer)
+    trainer.predict(trainer.init(1), data.train(0).x)  # the module of the copy stays in training
+    update_1D = fit(other, data, 1)
+    np.testing.assert_array_equal(held, before)
+    np.testing.assert_array_equal(update_1D, fit(build(), data, 1))
+    np.testing.assert_array_equal(other.init(1), trainer.init(1))
+    assert not {id(p) for p in other.module.parameters()} & {id(p) for p in trainer.module.parameters()}

@@ -18,6 +18,8 @@ from torch.nn.modules import module as torch_module
 
 from fedlearn.trainers.torch.network import Network
 
+DRAWN_SCALE = 0.1  # standard deviation of the parameters in a comparison with autograd
+
 
 class Activation(NamedTuple):
     """An elementwise function, and the function of its derivative that autograd calls.

@@ -23,7 +23,7 @@ from fedlearn.core.named_option import option_name
 from fedlearn.core.optimizers import optimizer_values
 from fedlearn.core.schedules import shares_rates
 from fedlearn.trainers.batching import shared_base_array
-from fedlearn.trainers.torch.chain import Chain
+from fedlearn.trainers.torch.chain import DRAWN_SCALE, Chain
 from fedlearn.trainers.torch.chain_losses import write_loss_gradients
 from fedlearn.trainers.torch.chain_passes import ChainPasses, LayerParameters, RowMemory
 from fedlearn.trainers.torch.client_steps import ClientSteps, correct_gradients
@@ -35,7 +35,6 @@ from fedlearn.trainers.torch.optimizers import clip_gradients, optimizer_step
 GROUP_BYTES = 2**23  # bytes of parameters, gradients and values of the clients that step together; they fit the cache
 MAX_GROUP = 128  # clients that step together
 MIN_COMPARED, MAX_DRAWS = 2**13, 8  # numbers that a comparison with autograd has, unless it needs too many draws
-DRAWN_SCALE = 0.1  # standard deviation of the parameters in a comparison
 
 
 class Run(NamedTuple):

@@ -21,7 +21,7 @@ from fedlearn.errors import SettingError
 from fedlearn.trainers.batching import GOLDEN, mix_bits
 from fedlearn.trainers.example_check import refuse
 from fedlearn.trainers.example_keys import content_keys
-from fedlearn.trainers.torch.chain import find_chain
+from fedlearn.trainers.torch.chain import DRAWN_SCALE, find_chain
 from fedlearn.trainers.torch.chain_shares import ChainShares
 from fedlearn.trainers.torch.compat import physical_tensor, with_batch_axis
 from fedlearn.trainers.torch.example_draws import ExampleDraws
@@ -199,11 +199,23 @@ class ClippedGradient:
         if self.method == "graph" and by_chain is not None and by_chain.fits(x_B):
             size = len(y_B)
             if size not in self._equals_chain:  # the first batch of this size decides
-                expected = _values(*self._by_autograd(x_B, y_B, keys_B, start))
-                self._equals_chain[size] = all(map(torch.equal, _values(*by_chain(x_B, y_B)), expected))
+                self._equals_chain[size] = self._compare(by_chain, x_B, y_B)
             if self._equals_chain[size]:
                 return by_chain(x_B, y_B)
         return self._by_autograd(x_B, y_B, keys_B, start)
+
+    def _compare(self, by_chain: ChainShares, x_B: torch.Tensor, y_B: torch.Tensor) -> bool:
+        """Return whether a chain gives the bits of autograd at random parameters. Zeros would hide a difference."""
+        before, generator = [leaf.detach().clone() for leaf in self.leaves], torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for leaf in self.leaves:
+                leaf.copy_(DRAWN_SCALE * torch.randn(leaf.shape, generator=generator))
+        try:
+            expected = _values(*self._by_autograd(x_B, y_B, None, 0))
+            return all(map(torch.equal, _values(*by_chain(x_B, y_B)), expected))
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self.leaves, before)
 
     def _by_autograd(
         self, x_B: Any, y_B: torch.Tensor, keys_B: torch.Tensor | None, start: int

@@ -72,7 +72,7 @@ class FlatModel:
         self._memory = _Memory(torch.from_numpy(self.layout.pack(self.values)).clone().to(device))
         self.trained = self.layout.trainable  # without the frozen parameters of a rule, see `without`
         self._all_leaves = self.leaves = [trainable[leaf.name] for leaf in self.layout.trainable.leaves]
-        self._connect()
+        self.connect()
         self._names = [f"{INNER}.{leaf.name}" for leaf in self.layout.leaves]
 
     def without(self, frozen: tuple[str, ...]) -> FlatModel:
@@ -116,9 +116,9 @@ class FlatModel:
         start = (old.ctypes.data - memory.ctypes.data) % ALIGNMENT  # the alignment can change the last bit of a result
         self._memory.flat_D = torch.from_numpy(memory[start : start + size].view(old.dtype))
         self._memory.update = lambda: None
-        self._connect()
+        self.connect()
 
-    def _connect(self) -> None:
+    def connect(self) -> None:
         """Make the parameters and buffers of the module views of the vector."""
         for leaf, parameter in zip(self.layout.trainable.leaves, self._all_leaves, strict=True):
             parameter.data = self.flat_D[self.layout.slices[leaf.name]].view(leaf.shape)

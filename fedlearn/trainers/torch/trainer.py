@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bdb import BdbQuit
 from collections.abc import Sequence
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
@@ -150,11 +150,25 @@ class TorchTrainer:
         if initial:
             self._model.values = self._model.buffer_values  # the weights need as much memory as the model
         self.initialization = describe_initializer(initial) if initial else FROM_MODULE
+        self._add_steps()
+
+    def _add_steps(self) -> None:
+        """Add the objects that take local steps with the memory of the model."""
+        model = self._model
         self._client_steps = lru_cache(maxsize=4)(self._build_client_steps)  # by frozen parameters
         self._joint_steps = lru_cache(maxsize=4)(self._build_joint_steps)
-        chain = find_chain(network, self._model.leaves) if device == "cpu" else None
+        chain = find_chain(model.module, model.leaves) if self.device == "cpu" else None
         self._chain_steps = ChainSteps(chain, self._client_steps(())) if chain else None
-        self._block_steps = BlockSteps(self._model, TrainingLosses(self._model, self.loss, self.task.name))
+        self._block_steps = BlockSteps(model, TrainingLosses(model, self.loss, self.task.name))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TorchTrainer:
+        """Return a trainer with a copy of the module. Copies of the steps would use the memory of this trainer."""
+        other = copy(self)
+        memo[id(self)] = other
+        vars(other).update({name: deepcopy(v, memo) for name, v in vars(self).items() if not name.endswith("_steps")})
+        other._model.connect()
+        other._add_steps()
+        return other
 
     def _build_client_steps(self, frozen: tuple[str, ...]) -> ClientSteps:
         """Return the local steps of clients that do not train these parameters."""

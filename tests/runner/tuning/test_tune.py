@@ -50,8 +50,8 @@ def test_the_search_beats_the_default_and_writes_its_trials(tmp_path, quick_runs
 
 def test_a_trial_is_the_mean_of_its_seeds(tmp_path, quick_runs):
     """Check that an exceptional seed does not decide, and that each run has a folder."""
-    result = tune(["seed=1,2,3,4,5", SPACE[0]], trials=20, folder=tmp_path / "t", show=False)
-    assert len(quick_runs) == 5 * 21
+    result = tune(["seed=1,2,3,4,5", SPACE[0]], trials=12, folder=tmp_path / "t", show=False)
+    assert len(quick_runs) == 5 * 13
     assert abs(float(result.best_settings["local.learning_rate"]) - 0.1) < 0.05
     assert result.default == pytest.approx(1 - (0.399 + 4 * 0.099) / 5)
     assert result.best <= 1 - 0.3 / 5
@@ -62,7 +62,7 @@ def test_a_trial_is_the_mean_of_its_seeds(tmp_path, quick_runs):
     assert result.command.endswith("seed=1,2,3,4,5")
     assert "(mean of 5 seeds)" in result.text
     with pytest.raises(FedlearnError, match="other settings"):
-        tune(["seed=1,2", SPACE[0]], trials=20, folder=tmp_path / "t", show=False)
+        tune(["seed=1,2", SPACE[0]], trials=12, folder=tmp_path / "t", show=False)
 
 
 def test_a_trial_with_a_failed_seed_has_no_value(tmp_path, quick_runs, monkeypatch):
