@@ -215,7 +215,7 @@ class ClippedGradient:
             return all(map(torch.equal, _values(*by_chain(x_B, y_B)), expected))
         finally:
             with torch.no_grad():
-                torch._foreach_copy_(self.leaves, before)
+                torch._foreach_copy_(list(self.leaves), before)
 
     def _by_autograd(
         self, x_B: Any, y_B: torch.Tensor, keys_B: torch.Tensor | None, start: int
