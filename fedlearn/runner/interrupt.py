@@ -14,11 +14,17 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interrupt:
     """Context manager that sets ``is_requested`` at the first SIGINT or SIGTERM, and stops at once at the second.
 
-    The second signal raises `KeyboardInterrupt`. At the end of the context, the earlier handlers are restored.
+    The second signal raises `KeyboardInterrupt`. At the end of the context, the earlier handlers are restored. A
+    context around this context, also of the caller, then has the same ``is_requested``. So a signal during the last
+    steps of a run still ends a series of runs.
+
+    Args:
+        at_once: whether the first signal raises `KeyboardInterrupt`, too. A callback of the garbage collector can drop
+            this exception; ``is_requested`` remains.
     """
 
-    def __init__(self) -> None:
-        self.is_requested = False
+    def __init__(self, *, at_once: bool = False) -> None:
+        self.is_requested, self._at_once = False, at_once
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -29,9 +35,12 @@ class Interrupt:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+            outer = getattr(handler, "__self__", None)
+            if isinstance(outer, Interrupt):
+                outer.is_requested |= self.is_requested
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.is_requested:
+        again, self.is_requested = self.is_requested, True
+        if again or self._at_once:
             raise KeyboardInterrupt
-        self.is_requested = True
         sys.stderr.write("\n stopping after this round (a second Ctrl-C stops at once)\n")

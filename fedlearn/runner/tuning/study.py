@@ -14,6 +14,7 @@ from typing import Any
 
 from fedlearn.core.private_files import write_private_json
 from fedlearn.errors import FedlearnError, MissingExtra, is_count, require
+from fedlearn.runner.interrupt import Interrupt
 from fedlearn.runner.run_folder import free_name
 from fedlearn.runner.sweep import job_folder
 from fedlearn.runner.tuning.search_space import Range, SearchSpace
@@ -90,7 +91,7 @@ def run_study(tuning: Tuning, default: TrialResult, on_trial: Callable[[Trial], 
     """
     study = _open_study(tuning, maximize=default.maximize)
     waiting = _interrupted(study)
-    with _workers(tuning.jobs) as executor:
+    with Interrupt(at_once=True) as interrupt, _workers(tuning.jobs) as executor:
         running: dict[Future[Trial], Any] = {}
         while waiting or running or len(study.trials) < tuning.trials:
             while len(running) < tuning.jobs and (waiting or len(study.trials) < tuning.trials):
@@ -98,10 +99,11 @@ def run_study(tuning: Tuning, default: TrialResult, on_trial: Callable[[Trial], 
                 running[executor.submit(_work, tuning, trial.number, trial._trial_id, trial.params)] = trial
             for done in wait(running, return_when=FIRST_COMPLETED).done:
                 trial, ended = running.pop(done), done.result()
-                if ended.result.stopped:
+                if not ended.result.stopped:
+                    _tell(study, trial, ended.result)
+                    on_trial(ended)
+                if ended.result.stopped or interrupt.is_requested:
                     raise KeyboardInterrupt
-                _tell(study, trial, ended.result)
-                on_trial(ended)
     return study
 
 
@@ -135,9 +137,13 @@ def run_all_seeds(
         watch = TrialWatch() if results or report is None else TrialWatch(report)
         overrides = [*tuning.space.overrides(values), *words, *QUIET]
         folder = run_folder(tuning, name, values, words)
-        results.append(run_trial(overrides, folder, config_dir=tuning.config_dir, watch=watch))
-        if results[-1].has_no_value or results[-1].is_pruned:
-            return results[-1]
+        with Interrupt(at_once=True) as interrupt:
+            result = run_trial(overrides, folder, config_dir=tuning.config_dir, watch=watch)
+        results.append(result)
+        if result.has_no_value or result.is_pruned:
+            return result
+        if interrupt.is_requested and len(results) < len(tuning.space.runs):
+            return replace(result, stopped=True)
     return replace(results[0], value=sum(result.value for result in results) / len(results))
 
 

@@ -15,6 +15,7 @@ from fedlearn.callbacks.formatting import format_metric
 from fedlearn.errors import FedlearnError, require
 from fedlearn.privacy.mechanisms.base import Mechanism
 from fedlearn.runner.environment import set_environment
+from fedlearn.runner.interrupt import Interrupt
 from fedlearn.runner.plan import Plan, build_plan
 from fedlearn.runner.run_folder import free_name
 from fedlearn.runner.tuning.privacy_total import read_charges, total_privacy
@@ -115,7 +116,10 @@ def tune(
     check_folder(tuning)
     tell = sys.stdout.write if show else (lambda text: 0)
     tell(f"tuning of {', '.join(space.ranges)}: {trials} trials in {chosen}\n")
-    default = _default(tuning)
+    with Interrupt(at_once=True) as interrupt:
+        default = _default(tuning)
+    if interrupt.is_requested:
+        raise KeyboardInterrupt
     tell(f"default values: {default.metric} {format_metric(default.metric, default.value)}\n")
     if default.delta is not None:
         tell("each run is charged: the privacy loss of the tuning is that of all runs together\n")

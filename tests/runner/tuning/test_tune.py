@@ -1,10 +1,13 @@
 import csv
 import math
+import signal
+from contextlib import nullcontext, suppress
 
 import pytest
 
 from fedlearn.core.command_line import UsageError
 from fedlearn.errors import FedlearnError, SettingError
+from fedlearn.runner.interrupt import Interrupt
 from fedlearn.runner.tuning import study as study_module
 from fedlearn.runner.tuning.trial_run import TrialResult
 from fedlearn.runner.tuning.tune import tune, tune_command
@@ -101,6 +104,28 @@ def test_a_trial_that_ctrl_c_stopped_runs_again(tmp_path, quick_runs, monkeypatc
     tune(SPACE, trials=6, folder=tmp_path / "t", show=False)
     assert _rows(tmp_path / "whole") == _rows(tmp_path / "t")
     assert count[3].name == f"{count[2].name}_2"
+
+
+@pytest.mark.parametrize("is_dropped", [False, True], ids=["at_the_end_of_a_run", "in_a_callback_of_gc"])
+@pytest.mark.parametrize("seeds", [[], ["seed=1,2"]], ids=["no_seeds", "two_seeds"])
+def test_no_ctrl_c_is_lost(tmp_path, quick_runs, monkeypatch, is_dropped, seeds):
+    """Check a signal that no code after it sees: its run is complete, and its exception is dropped."""
+    real, count = study_module.run_trial, []
+
+    def interrupted(overrides, folder, **options):
+        count.append(folder)
+        if len(count) == 5:
+            with suppress(KeyboardInterrupt), nullcontext() if is_dropped else Interrupt():
+                signal.raise_signal(signal.SIGINT)
+        return real(overrides, folder, **options)
+
+    tune([*SPACE, *seeds], trials=6, folder=tmp_path / "whole", show=False)
+    monkeypatch.setattr(study_module, "run_trial", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tune([*SPACE, *seeds], trials=6, folder=tmp_path / "t", show=False)
+    assert len(count) == 5
+    tune([*SPACE, *seeds], trials=6, folder=tmp_path / "t", show=False)
+    assert _rows(tmp_path / "whole") == _rows(tmp_path / "t")
 
 
 def test_failed_trials_do_not_end_the_search(tmp_path, quick_runs):
