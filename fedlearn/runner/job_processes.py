@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -73,6 +73,11 @@ class _Process:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
+    def resume(self) -> None:
+        """Continue the process after a pause."""
+        self.signal(signal.SIGCONT)
+        self.is_paused = False
+
 
 class JobProcesses:
     """Run jobs in forked processes, at most ``size`` at a time. Each process uses its share of the cores.
@@ -98,7 +103,8 @@ class JobProcesses:
         self.size, self._prepare, self._run, self._report_death = size, prepare, run, report_death
         self._processes: list[_Process] = []
         self._waiting: deque[Any] = deque()
-        self._num_cores = max(1, available_cores() // size)
+        self._is_interrupted = False
+        self.num_cores = max(1, available_cores() // size)
         self._template = ProcessTemplate(self._prepare_template, self._serve)
         for _ in range(size):
             self._fork()
@@ -125,13 +131,14 @@ class JobProcesses:
         Jobs that wait do not start.
         """
         self._waiting.clear()
+        self._is_interrupted = True
         if not any(each.pid for each in self._processes):
             self._template.kill()
         is_ended = False
         while not is_ended:
             for each in self._processes:
                 if each.job is not None:
-                    each.signal(signal.SIGCONT)
+                    each.resume()
                     with suppress(ProcessLookupError):
                         os.kill(each.pid, signal.SIGINT)
             with suppress(KeyboardInterrupt):
@@ -142,20 +149,18 @@ class JobProcesses:
         self._processes.append(_Process(pipe=self._template.fork(each.pipe for each in self._processes)))
 
     def _prepare_template(self) -> None:
-        limit_threads(self._num_cores)
+        limit_threads(self.num_cores)
         self._prepare()
 
     def _serve(self, pipe: Connection) -> None:
         """Run jobs in a process, until the parent closes the pipe."""
-        with suppress(EOFError, OSError):
-            pipe.send(os.getpid())
-            try:
-                while True:
-                    environment, job = pipe.recv()
-                    os.environ.update(environment | {NUM_CORES: str(self._num_cores)})
-                    self._run(job)
-                    pipe.send(DONE)
-            except KeyboardInterrupt:  # the exit code of an interrupted job is recorded
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a command that a script starts with & ignores it
+        try:
+            for environment, job in _receive_jobs(pipe):
+                os.environ.update(environment | {NUM_CORES: str(self.num_cores)})
+                self._run(job)
+        except KeyboardInterrupt:
+            with suppress(OSError):
                 pipe.send(INTERRUPTED)
 
     def _collect(self, seconds: float) -> None:
@@ -172,12 +177,15 @@ class JobProcesses:
                 each.pid = message
                 continue
             job, each.job = each.job, None
+            if each.is_paused:  # the message came before the pause
+                each.resume()
             if message != DONE:
                 pipe.close()
                 self._processes.remove(each)
             if message is None and not each.pid and self._waiting:  # the next process may also die before its job
                 _, job = self._waiting.popleft()
-            if message is None and job is not None:
+            is_dead = message is None or (message == INTERRUPTED and not self._is_interrupted)
+            if is_dead and job is not None:
                 self._report_death(job)
         self._pause_newest()
         while self._waiting and self._has_room():
@@ -205,8 +213,7 @@ class JobProcesses:
             running[-1].signal(signal.SIGSTOP)
             running[-1].is_paused = True
         elif paused and (share > MEMORY_FOR_START or not running):
-            paused[0].signal(signal.SIGCONT)
-            paused[0].is_paused = False
+            paused[0].resume()
 
     def _has_room(self) -> bool:
         busy = [each for each in self._processes if each.job is not None]
@@ -215,6 +222,15 @@ class JobProcesses:
         largest = max(_resident_bytes(each.pid) for each in busy)
         needed = max(MEMORY_FACTOR * largest, MEMORY_FOR_START * _total_bytes())
         return needed <= _available_bytes() and not any(each.is_paused for each in busy)
+
+
+def _receive_jobs(pipe: Connection) -> Iterator[tuple[dict[str, str], Any]]:
+    """Yield the environment and the job of each message, until the parent closes the pipe. Report the end of a job."""
+    with suppress(EOFError, OSError):
+        pipe.send(os.getpid())
+        while True:
+            yield pipe.recv()
+            pipe.send(DONE)
 
 
 def _resident_bytes(process: int) -> int:
