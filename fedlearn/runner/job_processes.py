@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from fedlearn.core.threads import NUM_CORES, available_cores, limit_threads
+from fedlearn.core.threads import NUM_CORES, available_cores, core_limit, limit_threads
 from fedlearn.errors import require
 from fedlearn.runner.process_template import ProcessTemplate
 
@@ -35,6 +35,7 @@ def jobs_at_a_time(num_jobs: int | None, engine: Mapping[str, Any], device: str)
 
     Automatic is one job per core for the engine ``vector`` on a CPU. It is one job at a time for other engines, which
     start processes or serve a debugger, and for other devices. A process that cannot fork also runs one at a time.
+    A limit of the cores also limits the jobs.
 
     Args:
         num_jobs: the setting ``num_jobs``; None is automatic.
@@ -46,7 +47,7 @@ def jobs_at_a_time(num_jobs: int | None, engine: Mapping[str, Any], device: str)
     """
     if num_jobs is not None:
         require(num_jobs == 1 or can_fork(), "num_jobs", num_jobs, "1, because this process cannot fork", "num_jobs=1")
-        return num_jobs
+        return min(num_jobs, core_limit() or num_jobs)
     is_plain = str(engine.get("_target_", "")).endswith(".vector") and device == "cpu"
     return available_cores() if is_plain and can_fork() else 1
 
@@ -90,6 +91,9 @@ class JobProcesses:
         prepare: function that is called once for all processes, e.g. to import libraries.
         run: function that runs a job. The processes inherit it; the job is pickled.
         report_death: function that reports a job whose process died, perhaps because memory ran out.
+
+    Attributes:
+        num_cores: number of cores of a job.
     """
 
     def __init__(
