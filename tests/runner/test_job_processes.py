@@ -102,6 +102,7 @@ def wait_for(condition, seconds=60):
 
 @pytest.fixture(autouse=True)
 def four_cores(monkeypatch):
+    monkeypatch.delenv("FEDLEARN_NUM_CORES", raising=False)  # an earlier test may have set it
     monkeypatch.setattr(job_processes, "available_cores", lambda: 4)
     monkeypatch.setattr(job_processes, "can_fork", lambda: True)
     yield
