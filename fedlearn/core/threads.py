@@ -29,8 +29,13 @@ Result = TypeVar("Result")
 def available_cores() -> int:
     """Return the number of processor cores that this process may use: at most the number of `limit_threads`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, core_limit() or cores)
+
+
+def core_limit() -> int | None:
+    """Return the number of cores of `limit_threads`; None without a limit."""
     limit = os.environ.get(NUM_CORES, "")
-    return min(cores, int(limit)) if limit.isdecimal() and int(limit) else cores
+    return int(limit) or None if limit.isdecimal() else None
 
 
 def limit_threads(num_cores: int | None = None) -> None:

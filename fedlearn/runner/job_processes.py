@@ -11,14 +11,14 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from fedlearn.core.threads import NUM_CORES, available_cores, limit_threads
+from fedlearn.core.threads import NUM_CORES, available_cores, core_limit, limit_threads
 from fedlearn.errors import require
 from fedlearn.runner.process_template import ProcessTemplate
 
@@ -35,6 +35,7 @@ def jobs_at_a_time(num_jobs: int | None, engine: Mapping[str, Any], device: str)
 
     Automatic is one job per core for the engine ``vector`` on a CPU. It is one job at a time for other engines, which
     start processes or serve a debugger, and for other devices. A process that cannot fork also runs one at a time.
+    A limit of the cores also limits the jobs.
 
     Args:
         num_jobs: the setting ``num_jobs``; None is automatic.
@@ -46,7 +47,7 @@ def jobs_at_a_time(num_jobs: int | None, engine: Mapping[str, Any], device: str)
     """
     if num_jobs is not None:
         require(num_jobs == 1 or can_fork(), "num_jobs", num_jobs, "1, because this process cannot fork", "num_jobs=1")
-        return num_jobs
+        return min(num_jobs, core_limit() or num_jobs)
     is_plain = str(engine.get("_target_", "")).endswith(".vector") and device == "cpu"
     return available_cores() if is_plain and can_fork() else 1
 
@@ -73,6 +74,11 @@ class _Process:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
+    def resume(self) -> None:
+        """Continue the process after a pause."""
+        self.signal(signal.SIGCONT)
+        self.is_paused = False
+
 
 class JobProcesses:
     """Run jobs in forked processes, at most ``size`` at a time. Each process uses its share of the cores.
@@ -85,6 +91,9 @@ class JobProcesses:
         prepare: function that is called once for all processes, e.g. to import libraries.
         run: function that runs a job. The processes inherit it; the job is pickled.
         report_death: function that reports a job whose process died, perhaps because memory ran out.
+
+    Attributes:
+        num_cores: number of cores of a job.
     """
 
     def __init__(
@@ -98,7 +107,8 @@ class JobProcesses:
         self.size, self._prepare, self._run, self._report_death = size, prepare, run, report_death
         self._processes: list[_Process] = []
         self._waiting: deque[Any] = deque()
-        self._num_cores = max(1, available_cores() // size)
+        self._is_interrupted = False
+        self.num_cores = max(1, available_cores() // size)
         self._template = ProcessTemplate(self._prepare_template, self._serve)
         for _ in range(size):
             self._fork()
@@ -125,13 +135,14 @@ class JobProcesses:
         Jobs that wait do not start.
         """
         self._waiting.clear()
+        self._is_interrupted = True
         if not any(each.pid for each in self._processes):
             self._template.kill()
         is_ended = False
         while not is_ended:
             for each in self._processes:
                 if each.job is not None:
-                    each.signal(signal.SIGCONT)
+                    each.resume()
                     with suppress(ProcessLookupError):
                         os.kill(each.pid, signal.SIGINT)
             with suppress(KeyboardInterrupt):
@@ -142,20 +153,18 @@ class JobProcesses:
         self._processes.append(_Process(pipe=self._template.fork(each.pipe for each in self._processes)))
 
     def _prepare_template(self) -> None:
-        limit_threads(self._num_cores)
+        limit_threads(self.num_cores)
         self._prepare()
 
     def _serve(self, pipe: Connection) -> None:
         """Run jobs in a process, until the parent closes the pipe."""
-        with suppress(EOFError, OSError):
-            pipe.send(os.getpid())
-            try:
-                while True:
-                    environment, job = pipe.recv()
-                    os.environ.update(environment | {NUM_CORES: str(self._num_cores)})
-                    self._run(job)
-                    pipe.send(DONE)
-            except KeyboardInterrupt:  # the exit code of an interrupted job is recorded
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a command that a script starts with & ignores it
+        try:
+            for environment, job in _receive_jobs(pipe):
+                os.environ.update(environment | {NUM_CORES: str(self.num_cores)})
+                self._run(job)
+        except KeyboardInterrupt:
+            with suppress(OSError):
                 pipe.send(INTERRUPTED)
 
     def _collect(self, seconds: float) -> None:
@@ -172,12 +181,15 @@ class JobProcesses:
                 each.pid = message
                 continue
             job, each.job = each.job, None
+            if each.is_paused:  # the message came before the pause
+                each.resume()
             if message != DONE:
                 pipe.close()
                 self._processes.remove(each)
             if message is None and not each.pid and self._waiting:  # the next process may also die before its job
                 _, job = self._waiting.popleft()
-            if message is None and job is not None:
+            is_dead = message is None or (message == INTERRUPTED and not self._is_interrupted)
+            if is_dead and job is not None:
                 self._report_death(job)
         self._pause_newest()
         while self._waiting and self._has_room():
@@ -205,8 +217,7 @@ class JobProcesses:
             running[-1].signal(signal.SIGSTOP)
             running[-1].is_paused = True
         elif paused and (share > MEMORY_FOR_START or not running):
-            paused[0].signal(signal.SIGCONT)
-            paused[0].is_paused = False
+            paused[0].resume()
 
     def _has_room(self) -> bool:
         busy = [each for each in self._processes if each.job is not None]
@@ -215,6 +226,15 @@ class JobProcesses:
         largest = max(_resident_bytes(each.pid) for each in busy)
         needed = max(MEMORY_FACTOR * largest, MEMORY_FOR_START * _total_bytes())
         return needed <= _available_bytes() and not any(each.is_paused for each in busy)
+
+
+def _receive_jobs(pipe: Connection) -> Iterator[tuple[dict[str, str], Any]]:
+    """Yield the environment and the job of each message, until the parent closes the pipe. Report the end of a job."""
+    with suppress(EOFError, OSError):
+        pipe.send(os.getpid())
+        while True:
+            yield pipe.recv()
+            pipe.send(DONE)
 
 
 def _resident_bytes(process: int) -> int:

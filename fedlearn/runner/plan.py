@@ -94,9 +94,7 @@ def build_plan(cfg: DictConfig, parts: Parts = NO_PARTS) -> Plan:
     refuse_unknown_keys(settings_group(plain, "early_stop"), ("metric", "patience", "min_delta"), "early_stop")
     seed = plain.get("seed")
     require(is_count(seed, at_least=0), "seed", seed, "a whole number >= 0", "seed=1")
-    for name in ("num_cores", "num_jobs"):
-        count = plain.get(name)
-        require(count is None or is_count(count), name, count, "null (automatic), or a whole number >= 1", f"{name}=2")
+    require_counts(plain)
     schedule = ("rounds", "evaluate_every", "evaluate_clients", "max_failures")
     strategy = build_group(Strategy, cfg, "strategy", allow, parts)
     privacy = build_group(Mechanism, cfg, "privacy", allow, parts) if "privacy" in plain else none()
@@ -130,6 +128,17 @@ def build_plan(cfg: DictConfig, parts: Parts = NO_PARTS) -> Plan:
         buffers=buffers,
         training=describe_training(local, automatic_settings(typed), defaults),
     )
+
+
+def require_counts(settings: Mapping[str, Any]) -> None:
+    """Check the numbers of cores and of jobs.
+
+    Raises:
+        SettingError: a number is no whole number >= 1.
+    """
+    for name in ("num_cores", "num_jobs"):
+        count = settings.get(name)
+        require(count is None or is_count(count), name, count, "null (automatic), or a whole number >= 1", f"{name}=2")
 
 
 def _local_defaults(scenario: Mapping[str, Any]) -> LocalDefaults:

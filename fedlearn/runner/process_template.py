@@ -17,7 +17,6 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 SIGNAL_AT_END_OF_PARENT = 1  # option of prctl
-FORK = multiprocessing.get_context("fork")
 
 
 class ProcessTemplate:
@@ -47,7 +46,7 @@ class ProcessTemplate:
         if self._process is None or not self._process.is_alive():
             self._start(list(inherited))
         assert self._requests is not None
-        ours, theirs = FORK.Pipe()
+        ours, theirs = multiprocessing.Pipe()
         with theirs, suppress(BrokenPipeError):
             socket.send_fds(self._requests, [b"1"], [theirs.fileno()])
         return ours
@@ -67,7 +66,7 @@ class ProcessTemplate:
     def _start(self, inherited: list[Connection]) -> None:
         self.close()
         ours, theirs = socket.socketpair()
-        self._process = FORK.Process(target=self._run, args=(theirs, [ours, *inherited]))
+        self._process = multiprocessing.get_context("fork").Process(target=self._run, args=(theirs, [ours, *inherited]))
         self._process.start()
         theirs.close()
         self._requests = ours
@@ -79,9 +78,10 @@ class ProcessTemplate:
             other.close()
         try:
             self._prepare()
+            fork = multiprocessing.get_context("fork")
             while handles := socket.recv_fds(requests, 1, 1)[1]:
                 with Connection(handles[0]) as pipe:
-                    FORK.Process(target=self._run_process, args=(requests, pipe)).start()
+                    fork.Process(target=self._run_process, args=(requests, pipe)).start()
             for process in multiprocessing.active_children():
                 process.join()
         except KeyboardInterrupt:  # the parent died: the processes get SIGTERM when this process ends

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,11 +24,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fedlearn.callbacks.formatting import format_metric
 from fedlearn.core.command_line import DONE, FAILED, STOPPED, exit_code
+from fedlearn.core.threads import limit_threads
 from fedlearn.errors import require
 from fedlearn.runner.compat import interpolation_source, job_overrides, run_folder, use_for_interpolation
 from fedlearn.runner.compose import BASIC, Job, compose_sweep, count_jobs, setting_of
 from fedlearn.runner.environment import set_environment
 from fedlearn.runner.job_processes import JobProcesses, jobs_at_a_time
+from fedlearn.runner.plan import require_counts
 from fedlearn.runner.rounds import RunOutcome
 
 EXIT_CODES = ".exit_codes"  # file in the folder of a sweep while it runs
@@ -120,7 +123,11 @@ class Sweep:
             return outcome.exit_code
 
         start = time.perf_counter()
-        code = exit_code(body)
+        try:
+            code = exit_code(body)
+        except Exception:  # e.g. a full disk
+            traceback.print_exc()
+            code = FAILED
         self._record(code)
         if self.is_parallel:
             result = f"{outcome.metric} {format_metric(outcome.metric, outcome.score)}" if code == DONE else "failed"
@@ -144,7 +151,10 @@ class Sweep:
     def worst_exit_code(self) -> int:
         """Return the largest exit code of all jobs."""
         path = self.folder / EXIT_CODES
-        return max(map(int, path.read_text().split()), default=DONE) if path.exists() else DONE
+        codes = set(map(int, path.read_text().split())) if path.exists() else set()
+        if self.processes is not None:  # their interrupts come from this process, or are reported as deaths
+            codes.discard(STOPPED)
+        return max(codes, default=DONE)
 
     def close(self) -> None:
         """Interrupt the jobs that still run, and remove the file with the exit codes."""
@@ -153,12 +163,17 @@ class Sweep:
         (self.folder / EXIT_CODES).unlink(missing_ok=True)
 
     def _as_job(self, cfg: DictConfig) -> DictConfig:
-        """Return the settings without automatic reports, and without a console if jobs run at the same time."""
+        """Return the settings without automatic reports.
+
+        If jobs run at the same time, a job has no console, and no more cores than its process.
+        """
         with open_dict(cfg):
             if cfg.get("report") == "auto":
                 cfg.report = False  # it takes as long as a small run; simulations.report draws it on request
             if self.is_parallel:
                 cfg.callbacks.console = None
+            if self.processes is not None and cfg.get("num_cores"):
+                cfg.num_cores = min(cfg.num_cores, self.processes.num_cores)
         return cfg
 
     def _record(self, code: int) -> None:
@@ -180,10 +195,10 @@ def _report_death(item: _Item) -> None:
     sys.stderr.write(f"{item.name}: its process died, perhaps because memory ran out\n  advice    num_jobs=1\n")
 
 
-def _import_framework(framework: str | None) -> None:
-    set_environment(framework)
+def _import_framework(framework: str | None, device: str) -> None:
+    set_environment(framework, device=device)
     if framework in ("torch", "jax"):
-        with suppress(ImportError):  # the job reports it
+        with suppress(Exception):  # each job reports it
             import_module(f"fedlearn.trainers.{framework}")
 
 
@@ -198,10 +213,13 @@ def processes_for(first: Job, overrides: Sequence[str]) -> JobProcesses | None:
         None if a launcher of Hydra or this process runs the jobs.
 
     Raises:
-        SettingError: ``num_jobs`` is set, but this process cannot fork or a launcher runs the jobs.
+        SettingError: ``num_jobs`` is set, but this process cannot fork or a launcher runs the jobs. Or ``num_jobs`` or
+            ``num_cores`` is no number.
     """
-    cfg = first.cfg
-    size = jobs_at_a_time(cfg.get("num_jobs"), cfg.engine, cfg.get("device") or "cpu")
+    cfg, device = first.cfg, first.cfg.get("device") or "cpu"
+    require_counts(cfg)
+    limit_threads(cfg.get("num_cores"))
+    size = jobs_at_a_time(cfg.get("num_jobs"), cfg.engine, device)
     others = [first.choices.get(group, BASIC) for group in ("hydra/launcher", "hydra/sweeper")]
     if others != [BASIC, BASIC]:
         expected = f"null, because {' and '.join(name for name in others if name != BASIC)} runs the jobs"
@@ -210,8 +228,8 @@ def processes_for(first: Job, overrides: Sequence[str]) -> JobProcesses | None:
     if size == 1:
         return None
     return JobProcesses(
-        min(size, count_jobs(overrides)),
-        prepare=partial(_import_framework, cfg.get("framework")),
+        min(size, count_jobs(overrides)) if first.is_plain_sweep else size,  # a file may have further values
+        prepare=partial(_import_framework, cfg.get("framework"), device),
         run=_run_item,
         report_death=_report_death,
     )

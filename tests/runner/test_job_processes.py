@@ -1,16 +1,20 @@
 """The number of jobs of a sweep that run at the same time, and when the next job starts."""
 
+import multiprocessing
 import os
+import runpy
 import signal
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
 
 from fedlearn.core import threads
 from fedlearn.errors import SettingError
-from fedlearn.runner import job_processes
+from fedlearn.runner import job_processes, process_template
 from fedlearn.runner.job_processes import JobProcesses, jobs_at_a_time
 
 VECTOR = {"_target_": "fedlearn.vector"}
@@ -19,12 +23,11 @@ VECTOR = {"_target_": "fedlearn.vector"}
 GIB = 2**30
 
 
-class Running:
+class Running(job_processes._Process):
     """Stand for a process of a sweep, which has a job."""
 
-    pid, job, is_paused = 1, "job", False
-
     def __init__(self):
+        super().__init__(pipe=None, pid=1, job="job")
         self.signals = []
 
     def signal(self, number):
@@ -57,13 +60,37 @@ def import_wave(folder):
 
 def run_forever(folder, job):
     """Run until an interrupt, and write that it came."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a command before this test may have set a handler
     (folder / f"started_{job}").touch()
     try:
-        time.sleep(600)
+        time.sleep(60)
     except KeyboardInterrupt:
         (folder / f"interrupted_{job}").touch()
         raise
+
+
+def fail(job):
+    raise OSError(28, "No space left on device")
+
+
+@contextmanager
+def handler_of(number, handler):
+    """Set the handler of a signal."""
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+@contextmanager
+def time_limit(processes, seconds=30):
+    """Kill processes after a time, so that no test waits for them forever."""
+    pids = [each.pid for each in processes._processes]
+    timer = threading.Timer(seconds, lambda: [os.kill(pid, signal.SIGKILL) for pid in pids])
+    timer.start()
+    yield
+    assert timer.is_alive(), "the processes do not end"
+    timer.cancel()
 
 
 def wait_for(condition, seconds=60):
@@ -75,8 +102,13 @@ def wait_for(condition, seconds=60):
 
 @pytest.fixture(autouse=True)
 def four_cores(monkeypatch):
+    monkeypatch.delenv("FEDLEARN_NUM_CORES", raising=False)  # an earlier test may have set it
     monkeypatch.setattr(job_processes, "available_cores", lambda: 4)
     monkeypatch.setattr(job_processes, "can_fork", lambda: True)
+    yield
+    for template in multiprocessing.active_children():  # the end of Python would wait for one that a test left
+        if not template.daemon:
+            template.kill()
 
 
 @pytest.mark.parametrize(
@@ -167,15 +199,18 @@ def test_one_process_imports_libraries_for_all_processes_of_a_sweep(tmp_path, mo
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.default_int_handler], ids=["python", "command"])
 @pytest.mark.parametrize("victim", ["process", "template"])
-def test_a_killed_process_is_reported_and_the_other_jobs_run(tmp_path, victim):
+def test_a_killed_process_is_reported_and_the_other_jobs_run(tmp_path, victim, handler):
     dead = []
-    processes = processes_of(2, partial(run_forever, tmp_path), report_death=dead.append)
+    with handler_of(signal.SIGTERM, handler):
+        processes = processes_of(2, partial(run_forever, tmp_path), report_death=dead.append)
     processes.start("first")
     wait_for(lambda: processes._collect(0.1) or (tmp_path / "started_first").exists())
     (running,) = [each for each in processes._processes if each.job is not None]
+    victims = [running] if victim == "process" else list(processes._processes)
     os.kill(running.pid if victim == "process" else processes._template._process.pid, signal.SIGKILL)
-    wait_for(lambda: processes._collect(0.1) or running not in processes._processes)
+    wait_for(lambda: processes._collect(0.1) or not any(each in processes._processes for each in victims))
     processes.start("second")
     wait_for(lambda: processes._collect(0.1) or (tmp_path / "started_second").exists())
     processes.interrupt()
@@ -184,15 +219,46 @@ def test_a_killed_process_is_reported_and_the_other_jobs_run(tmp_path, victim):
 
 
 @pytest.mark.process
-def test_an_interrupt_reaches_running_jobs_and_waiting_jobs_do_not_start(tmp_path):
-    processes = processes_of(2, partial(run_forever, tmp_path))
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN], ids=["terminal", "background"])
+def test_an_interrupt_reaches_running_jobs_and_waiting_jobs_do_not_start(tmp_path, handler):
+    dead = []
+    with handler_of(signal.SIGINT, handler):
+        processes = processes_of(2, partial(run_forever, tmp_path), report_death=dead.append)
     for job in range(4):
         processes.start(job)
     wait_for(lambda: processes._collect(0.1) or len(list(tmp_path.glob("started_*"))) == 2)
     processes.interrupt()
+    assert not dead
     assert {path.name for path in tmp_path.iterdir()} == {
         f"{word}_{i}" for word in ("started", "interrupted") for i in (0, 1)
     }
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("end", ["wait", "interrupt"])
+def test_processes_that_pause_after_their_jobs_do_not_block_the_end(end):
+    processes = processes_of(2)
+    wait_for(lambda: processes._collect(0.1) or all(each.pid for each in processes._processes))
+    for each in processes._processes:
+        each.job = "job"
+        each.pipe.send(({}, "job"))
+        assert each.pipe.poll(30), "the job is done, but its message is not read yet"
+        each.signal(signal.SIGSTOP)
+        each.is_paused = True
+    processes._collect(0)
+    with time_limit(processes):
+        getattr(processes, end)()
+
+
+@pytest.mark.process
+def test_a_job_that_raises_shows_its_traceback(capfd):
+    dead = []
+    processes = processes_of(2, fail, report_death=dead.append)
+    processes.start("job")
+    processes.wait()
+    assert dead == ["job"]
+    assert "in fail" in (errors := capfd.readouterr().err)
+    assert "No space left on device" in errors
 
 
 @pytest.mark.process
@@ -242,3 +308,8 @@ def test_one_variable_limits_the_cores_of_a_process_and_of_its_children(monkeypa
     assert (os.environ["NPROC"], os.environ["OPENBLAS_NUM_THREADS"]) == ("3", "1")
     threads.limit_threads()
     assert threads.available_cores() == 3
+
+
+def test_the_template_can_be_imported_on_a_system_without_fork(monkeypatch):
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: {}[method])
+    assert "ProcessTemplate" in runpy.run_path(process_template.__file__)
