@@ -97,3 +97,6 @@ def _leave_group() -> None:
     """Put this process into its process group, so that the parent receives Ctrl-C and passes it on."""
     os.setpgid(0, 0)
     ctypes.CDLL(None).prctl(SIGNAL_AT_END_OF_PARENT, signal.SIGTERM)
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:  # the parent died before prctl
+        os._exit(1)

@@ -29,6 +29,7 @@ from fedlearn.errors import require
 from fedlearn.runner.compat import interpolation_source, job_overrides, run_folder, use_for_interpolation
 from fedlearn.runner.compose import BASIC, Job, compose_sweep, count_jobs, setting_of
 from fedlearn.runner.environment import set_environment
+from fedlearn.runner.interrupt import Interrupt
 from fedlearn.runner.job_processes import JobProcesses, jobs_at_a_time
 from fedlearn.runner.plan import require_counts
 from fedlearn.runner.rounds import RunOutcome
@@ -123,17 +124,18 @@ class Sweep:
             return outcome.exit_code
 
         start = time.perf_counter()
-        try:
-            code = exit_code(body)
-        except Exception:  # e.g. a full disk
-            traceback.print_exc()
-            code = FAILED
+        with Interrupt(at_once=True) as interrupt:
+            try:
+                code = exit_code(body)
+            except Exception:  # e.g. a full disk
+                traceback.print_exc()
+                code = FAILED
         self._record(code)
         if self.is_parallel:
             result = f"{outcome.metric} {format_metric(outcome.metric, outcome.score)}" if code == DONE else "failed"
             sys.stdout.write(f"{name}: {result}, {time.perf_counter() - start:.1f} s\n")
             sys.stdout.flush()
-        if code == STOPPED:
+        if code == STOPPED or interrupt.is_requested:  # also after the last round
             raise KeyboardInterrupt
         return outcome.score
 

@@ -219,6 +219,27 @@ def test_a_killed_process_is_reported_and_the_other_jobs_run(tmp_path, victim, h
 
 
 @pytest.mark.process
+def test_a_process_whose_template_dies_before_its_start_ends(tmp_path, monkeypatch):
+    """Check a template that is killed while its process starts, which then gets no signal."""
+    real = os.setpgid
+
+    def slow_start(*group):
+        (tmp_path / f"start_{os.getpid()}").touch()
+        real(*group)
+        time.sleep(1)  # before the process asks for a signal at the end of its parent
+
+    monkeypatch.setattr(os, "setpgid", slow_start)
+    processes = processes_of(1, partial(run_forever, tmp_path), report_death=lambda job: None)
+    wait_for(lambda: len(list(tmp_path.glob("start_*"))) == 2)
+    processes._template._process.kill()
+    processes._template._process.join()
+    (waiting,) = processes._processes
+    assert waiting.pipe.poll(30), "the process does not end"
+    with pytest.raises(EOFError):  # a process that lives on sends its id
+        waiting.pipe.recv()
+
+
+@pytest.mark.process
 @pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN], ids=["terminal", "background"])
 def test_an_interrupt_reaches_running_jobs_and_waiting_jobs_do_not_start(tmp_path, handler):
     dead = []

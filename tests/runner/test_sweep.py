@@ -8,11 +8,12 @@ from functools import partial
 import pytest
 from omegaconf import OmegaConf
 
-from fedlearn.core.command_line import FAILED, terminate_as_interrupt
+from fedlearn.core.command_line import DONE, FAILED, terminate_as_interrupt
 from fedlearn.core.threads import available_cores
 from fedlearn.errors import SettingError
 from fedlearn.runner import job_processes, sweep
 from fedlearn.runner.compose import Job, compose_each
+from fedlearn.runner.interrupt import Interrupt
 from fedlearn.runner.job_processes import JobProcesses
 from fedlearn.runner.rounds import RunOutcome
 from fedlearn.runner.start import parse_args
@@ -153,3 +154,20 @@ def test_the_death_of_the_template_is_no_interrupt_of_the_user(in_process, tmp_p
     running.wait()
     assert running.worst_exit_code() == FAILED
     assert "job long: no setting varies: its process died" in capfd.readouterr().err
+
+
+def test_ctrl_c_at_the_end_of_a_job_ends_a_serial_sweep(tmp_path):
+    """Check that no further job starts, and that the complete job keeps its exit code."""
+    started = []
+
+    def run(job):
+        started.append(job.folder.name)
+        with Interrupt():  # a run whose rounds have ended
+            signal.raise_signal(signal.SIGINT)
+        return RunOutcome(exit_code=DONE)
+
+    serial = Sweep(folder=tmp_path, fixed=frozenset(), run=run, is_parallel=False, processes=None)
+    with pytest.raises(KeyboardInterrupt):
+        serial._start(Job(cfg=OmegaConf.create({}), folder=tmp_path / "first", chosen=True), [])
+    assert started == ["first"]
+    assert serial.worst_exit_code() == DONE
