@@ -98,8 +98,8 @@ def parse_space(overrides: Sequence[str]) -> SearchSpace:
     ranges: dict[str, Range] = {}
     seeds: tuple[str, ...] = ()
     for override in overrides:
-        if re.fullmatch(r"seed=.*,.*", override):
-            seeds = _choices("seed", override)
+        if re.fullmatch(r"seed=[^()]*,[^()]*", override):
+            seeds = _choices(override, "seed=1,2,3")
             continue
         found = SEARCHED.fullmatch(override)
         if found is None or found["kind"] not in (*KINDS, *OTHER_NAMES):
@@ -120,7 +120,7 @@ def _range(name: str, kind: str, arguments: str, override: str) -> Range:
         right = OTHER_NAMES[kind]
         raise _wrong(override, f"one of {', '.join(KINDS)}", f"{name}={right}({arguments})")
     if kind == "choice":
-        return Range(kind, choices=_choices(name, override))
+        return Range(kind, choices=_choices(override, f"{name}={EXAMPLES['choice']}"))
     try:
         low, high = (float(word) for word in arguments.split(","))
     except ValueError:
@@ -132,14 +132,14 @@ def _range(name: str, kind: str, arguments: str, override: str) -> Range:
     return Range(kind, low, high)
 
 
-def _choices(name: str, override: str) -> tuple[str, ...]:
+def _choices(override: str, example: str) -> tuple[str, ...]:
     try:
         (parsed,) = parse_override(override)
         texts = tuple(text.partition("=")[2] for text in parsed.choices())
     except (OverrideParseException, ValueError) as error:
-        raise _wrong(override, "values that Hydra can read", f"{name}={EXAMPLES['choice']}") from error
+        raise _wrong(override, "values that Hydra can read", example) from error
     if len(set(texts)) < 2 or len(set(texts)) < len(texts):
-        raise _wrong(override, "two or more different values", f"{name}={EXAMPLES['choice']}")
+        raise _wrong(override, "two or more different values", example)
     return texts
 
 

@@ -144,7 +144,7 @@ def test_wrong_words_are_refused_before_a_run(tmp_path, quick_runs):
         tune(["local.epochs=choice(1,0)"], trials=2, folder=folder)
     with pytest.raises(UsageError, match="learningrate"):
         tune(["local.learningrate=uniform(0,1)"], trials=2, folder=folder)
-    with pytest.raises(UsageError, match="two or more different values"):
+    with pytest.raises(UsageError, match="two or more different values\n  try       seed=1,2,3"):
         tune(["seed=1,1", *SPACE], trials=2, folder=folder)
     with pytest.raises(SettingError, match="seed"):
         tune(["seed=1,-2", *SPACE], trials=2, folder=folder)
