@@ -107,18 +107,18 @@ def run_study(tuning: Tuning, default: TrialResult, on_trial: Callable[[Trial], 
     return study
 
 
-def run_folder(tuning: Tuning, name: str, values: Mapping[str, float | str], words: Sequence[str] = ()) -> Path:
+def run_folder(tuning: Tuning, name: str, values: Mapping[str, float | str], further: Sequence[str] = ()) -> Path:
     """Return a new folder for a run of a trial.
 
     Args:
         tuning: settings of the tuning.
-        name: start of the name. Values and words follow, and a number after an interruption.
+        name: start of the name. Values and overrides follow, and a number after an interruption.
         values: searched setting -> value.
-        words: further overrides of the run.
+        further: further overrides of the run.
     """
     varied = [f"{name}={tuning.space.ranges[name].text(value)}" for name, value in values.items()]
     folder = job_folder(tuning.folder / name, varied)
-    return free_name(folder.with_name("_".join([folder.name, *words])))
+    return free_name(folder.with_name("_".join([folder.name, *further])))
 
 
 def run_all_seeds(
@@ -133,10 +133,10 @@ def run_all_seeds(
         report: function that gets the values of the first run, and can end the trial.
     """
     results: list[TrialResult] = []
-    for words in tuning.space.runs:
+    for further in tuning.space.runs:
         watch = TrialWatch() if results or report is None else TrialWatch(report)
-        overrides = [*tuning.space.overrides(values), *words, *QUIET]
-        folder = run_folder(tuning, name, values, words)
+        overrides = [*tuning.space.overrides(values), *further, *QUIET]
+        folder = run_folder(tuning, name, values, further)
         with Interrupt(at_once=True) as interrupt:
             result = run_trial(overrides, folder, config_dir=tuning.config_dir, watch=watch)
         results.append(result)

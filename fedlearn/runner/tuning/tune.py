@@ -166,8 +166,8 @@ def _check_corners(space: SearchSpace, config_dir: str | None) -> tuple[DictConf
     """
     cfg = compose_trial([*space.fixed, *QUIET], config_dir).cfg
     plan = build_plan(cfg)
-    for words in space.runs:
-        build_plan(compose_trial([*space.fixed, *words], config_dir).cfg)
+    for further in space.runs:
+        build_plan(compose_trial([*space.fixed, *further], config_dir).cfg)
     for name, values in space.ranges.items():
         for text in values.corners:
             build_plan(compose_trial(space.overrides({name: text}), config_dir).cfg)
